@@ -1,0 +1,1 @@
+//! The integer Vision Transformer compiler: library facade and command.

@@ -1,0 +1,2 @@
+//! The `vitc` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Lifts ONNX models into the vitc graph IR.

@@ -1,0 +1,344 @@
+//! Type rules of the ops that compute.
+
+use super::{Inferred, broadcast, check_axis, ensure};
+use crate::op::Op;
+use crate::types::{Dim, Elem, Shape, TensorType};
+
+fn want_elem(x: &TensorType, allowed: &[Elem], what: &str) -> Result<(), String> {
+    ensure(allowed.contains(&x.elem), || {
+        let names: Vec<_> = allowed.iter().map(|e| e.name()).collect();
+        format!("{what} is {}, wants {}", x.elem, names.join(" or "))
+    })
+}
+
+fn want_float(operands: &[&TensorType]) -> Result<(), String> {
+    operands.iter().try_for_each(|x| want_elem(x, &[Elem::F32], "an operand"))
+}
+
+const NARROW: &[Elem] = &[Elem::U8, Elem::I8, Elem::I16];
+const INTS: &[Elem] = &[Elem::U8, Elem::I8, Elem::I16, Elem::I32];
+
+/// A constant along the last dimension: one element or as many as the dimension.
+fn want_channels(v: &TensorType, channels: Option<usize>, what: &str) -> Result<(), String> {
+    let count = v.shape.count().and_then(Dim::as_fixed);
+    ensure(count.is_some() && (count == Some(1) || count == channels), || {
+        format!("{what} has shape [{}], wants one element or one per channel ({channels:?})", v.shape)
+    })
+}
+
+// ---- float
+
+pub(crate) fn unary_float(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_float(operands)?;
+    Ok(TensorType::f32(operands[0].shape.clone()))
+}
+
+pub(crate) fn binary_float(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_float(operands)?;
+    Ok(TensorType::f32(broadcast(&operands[0].shape, &operands[1].shape)?))
+}
+
+fn matmul_shape(operands: &[&TensorType]) -> Result<Shape, String> {
+    let (a, b) = (&operands[0].shape, &operands[1].shape);
+    let misfit = || format!("matmul of [{a}] and [{b}]");
+    ensure(a.rank() >= 2 && b.rank() >= 2, misfit)?;
+    let (ra, rb) = (a.rank(), b.rank());
+    ensure(a.0[ra - 1] == b.0[rb - 2] && a.0[ra - 1].as_fixed().is_some(), misfit)?;
+    let mut shape = broadcast(&Shape(a.0[..ra - 2].to_vec()), &Shape(b.0[..rb - 2].to_vec()))?;
+    shape.0.extend([a.0[ra - 2], b.0[rb - 1]]);
+    shape.count().ok_or_else(misfit)?;
+    if let Some(bias) = operands.get(2) {
+        want_channels(bias, shape.last_fixed(), "bias")?;
+    }
+    Ok(shape)
+}
+
+pub(crate) fn matmul_float(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_float(operands)?;
+    Ok(TensorType::f32(matmul_shape(operands)?))
+}
+
+struct Conv<'a> {
+    strides: &'a [usize; 2],
+    pads: &'a [usize; 4],
+    dilations: &'a [usize; 2],
+    groups: usize,
+}
+
+fn conv_shape(conv: Conv<'_>, operands: &[&TensorType]) -> Result<Shape, String> {
+    let (x, w) = (&operands[0].shape, &operands[1].shape);
+    ensure(x.rank() == 4 && w.rank() == 4, || format!("conv2d of [{x}] with [{w}]: both want rank 4"))?;
+    let fixed = |d: Dim| d.as_fixed().ok_or("conv2d: only the first dimension may depend on the batch");
+    let [c, h, width] = [fixed(x.0[1])?, fixed(x.0[2])?, fixed(x.0[3])?];
+    let [o, wc, kh, kw] = [fixed(w.0[0])?, fixed(w.0[1])?, fixed(w.0[2])?, fixed(w.0[3])?];
+    let groups = conv.groups;
+    ensure(groups > 0 && o.is_multiple_of(groups) && wc.checked_mul(groups) == Some(c), || {
+        format!("conv2d: {c} channels, {groups} groups and weights [{w}] do not fit")
+    })?;
+    ensure(kh > 0 && kw > 0, || "conv2d: empty kernel".into())?;
+    let out = |size: usize, k: usize, stride: usize, dilation: usize, before: usize, after: usize| {
+        let span = (k - 1).checked_mul(dilation)?.checked_add(1)?;
+        let room = size.checked_add(before)?.checked_add(after)?.checked_sub(span)?;
+        Some(room.checked_div(stride)? + 1)
+    };
+    let oh = out(h, kh, conv.strides[0], conv.dilations[0], conv.pads[0], conv.pads[2]);
+    let ow = out(width, kw, conv.strides[1], conv.dilations[1], conv.pads[1], conv.pads[3]);
+    let (Some(oh), Some(ow)) = (oh, ow) else {
+        return Err(format!("conv2d: a kernel of {kh}x{kw} does not fit an input of {h}x{width}"));
+    };
+    if let Some(bias) = operands.get(2) {
+        want_channels(bias, Some(o), "bias")?;
+    }
+    let shape = Shape(vec![x.0[0], o.into(), oh.into(), ow.into()]);
+    shape.count().ok_or("the result has too many elements")?;
+    Ok(shape)
+}
+
+pub(crate) fn conv_float(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::Conv2d { strides, pads, dilations, groups } = op else { unreachable!() };
+    want_float(operands)?;
+    Ok(TensorType::f32(conv_shape(Conv { strides, pads, dilations, groups: *groups }, operands)?))
+}
+
+pub(crate) fn layernorm_float(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_float(operands)?;
+    let x = operands[0];
+    ensure(x.shape.last_fixed().is_some_and(|c| c > 0), || {
+        format!("layernorm over the last dimension of [{}]", x.shape)
+    })?;
+    want_channels(operands[1], x.shape.last_fixed(), "gamma")?;
+    want_channels(operands[2], x.shape.last_fixed(), "beta")?;
+    Ok(TensorType::f32(x.shape.clone()))
+}
+
+fn reduced(shape: &Shape, axes: &[usize], keep: bool) -> Result<Shape, String> {
+    for (i, &a) in axes.iter().enumerate() {
+        check_axis(a, shape)?;
+        ensure(!axes[..i].contains(&a), || format!("axis {a} is given twice"))?;
+        ensure(shape.0[a].as_fixed().is_some_and(|n| n > 0), || "cannot reduce over the batch".into())?;
+    }
+    let dims = shape.0.iter().enumerate();
+    Ok(Shape(if keep {
+        dims.map(|(i, &d)| if axes.contains(&i) { Dim::fixed(1) } else { d }).collect()
+    } else {
+        dims.filter(|(i, _)| !axes.contains(i)).map(|(_, &d)| d).collect()
+    }))
+}
+
+pub(crate) fn reduce_float(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let (Op::ReduceMean { axes, keep } | Op::ReduceSum { axes, keep } | Op::ReduceMax { axes, keep }) = op else {
+        unreachable!()
+    };
+    want_float(operands)?;
+    Ok(TensorType::f32(reduced(&operands[0].shape, axes, *keep)?))
+}
+
+pub(crate) fn normalize(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::Normalize { mean, std } = op else { unreachable!() };
+    let x = operands[0];
+    want_elem(x, &[Elem::U8], "the image")?;
+    let channels = (x.shape.rank() == 4).then(|| x.shape.0[1].as_fixed()).flatten();
+    ensure(channels == Some(mean.len()) && mean.len() == std.len(), || {
+        format!("normalize with {} means and {} deviations of an image [{}]", mean.len(), std.len(), x.shape)
+    })?;
+    Ok(TensorType::f32(x.shape.clone()))
+}
+
+// ---- between floats and integers
+
+pub(crate) fn quantize(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::Quantize { to } = op else { unreachable!() };
+    want_float(operands)?;
+    ensure(to.is_int(), || format!("quantize to {to}"))?;
+    Ok(TensorType::new(*to, operands[0].shape.clone()))
+}
+
+pub(crate) fn dequantize(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_elem(operands[0], INTS, "the operand")?;
+    ensure(operands[0].quant.is_some(), || "the operand has no quantization".into())?;
+    Ok(TensorType::f32(operands[0].shape.clone()))
+}
+
+// ---- integer
+
+pub(crate) fn matmul_int(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_elem(operands[0], NARROW, "a")?;
+    want_elem(operands[1], NARROW, "b")?;
+    if let Some(bias) = operands.get(2) {
+        want_elem(bias, &[Elem::I32], "bias")?;
+    }
+    Ok(TensorType::new(Elem::I32, matmul_shape(operands)?))
+}
+
+pub(crate) fn conv_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntConv2d { strides, pads, dilations, groups, .. } = op else { unreachable!() };
+    want_elem(operands[0], NARROW, "x")?;
+    want_elem(operands[1], NARROW, "w")?;
+    if let Some(bias) = operands.get(2) {
+        want_elem(bias, &[Elem::I32], "bias")?;
+    }
+    Ok(TensorType::new(Elem::I32, conv_shape(Conv { strides, pads, dilations, groups: *groups }, operands)?))
+}
+
+pub(crate) fn requant(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let x = operands[0];
+    let (axis, to) = match op {
+        Op::IntRequant { axis, shift, to, .. } => {
+            want_elem(x, INTS, "x")?;
+            want_elem(operands[1], &[Elem::I32], "multiplier")?;
+            ensure((1..=62).contains(shift), || format!("shift {shift} is outside 1..=62"))?;
+            (*axis, *to)
+        }
+        Op::IntRequant15 { axis, pre_shift, to, .. } => {
+            want_elem(x, &[Elem::I32], "x")?;
+            want_elem(operands[1], &[Elem::I16], "multiplier")?;
+            ensure(*pre_shift <= 31, || format!("pre_shift {pre_shift} is outside 0..=31"))?;
+            (*axis, *to)
+        }
+        _ => unreachable!(),
+    };
+    ensure(INTS.contains(&to), || format!("cannot requantize to {to}"))?;
+    check_axis(axis, &x.shape)?;
+    want_channels(operands[1], x.shape.0[axis].as_fixed(), "multiplier")?;
+    Ok(TensorType::new(to, x.shape.clone()))
+}
+
+pub(crate) fn add_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntAdd { to } = op else { unreachable!() };
+    operands.iter().try_for_each(|x| want_elem(x, INTS, "an operand"))?;
+    ensure(INTS.contains(to), || format!("cannot add in {to}"))?;
+    Ok(TensorType::new(*to, broadcast(&operands[0].shape, &operands[1].shape)?))
+}
+
+pub(crate) fn mul_int(_: &Op, operands: &[&TensorType]) -> Inferred {
+    operands.iter().try_for_each(|x| want_elem(x, NARROW, "an operand"))?;
+    Ok(TensorType::new(Elem::I32, broadcast(&operands[0].shape, &operands[1].shape)?))
+}
+
+pub(crate) fn same_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntClamp { lo, hi } = op else { unreachable!() };
+    want_elem(operands[0], INTS, "x")?;
+    ensure(lo <= hi, || format!("clamp to the empty range {lo}..={hi}"))?;
+    Ok(TensorType::new(operands[0].elem, operands[0].shape.clone()))
+}
+
+pub(crate) fn table(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_elem(operands[0], &[Elem::U8, Elem::I8], "x")?;
+    want_elem(operands[1], INTS, "table")?;
+    ensure(operands[1].shape.count() == Some(Dim::fixed(256)), || "a table has 256 entries".into())?;
+    Ok(TensorType::new(operands[1].elem, operands[0].shape.clone()))
+}
+
+pub(crate) fn exp_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntExp { limit, multiplier, shift, table_bits } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I32, Elem::I16, Elem::I8], "x")?;
+    want_elem(operands[1], &[Elem::I32], "table")?;
+    let len = operands[1].shape.count().and_then(Dim::as_fixed).unwrap_or(0);
+    ensure(len.is_power_of_two() && len <= 4096, || "the table's length is a power of two up to 4096".into())?;
+    ensure(operands[0].shape.last_fixed().is_some(), || "exp wants a fixed last dimension".into())?;
+    ensure((1..=22).contains(table_bits) && *shift <= 31, || "table_bits is 1..=22, shift 0..=31".into())?;
+    let product = limit.checked_mul(*multiplier);
+    ensure(*limit >= 0 && *multiplier > 0 && product.is_some_and(|p| p <= i32::MAX.into()), || {
+        "limit * multiplier must fit i32".into()
+    })?;
+    Ok(TensorType::new(Elem::U8, operands[0].shape.clone()))
+}
+
+pub(crate) fn reduce_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntReduceSum { axis, keep } = op else { unreachable!() };
+    want_elem(operands[0], NARROW, "x")?;
+    Ok(TensorType::new(Elem::I32, reduced(&operands[0].shape, &[*axis], *keep)?))
+}
+
+pub(crate) fn reciprocal(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntReciprocal { numerator } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I32], "x")?;
+    ensure((1..1 << 62).contains(numerator), || format!("numerator {numerator} is outside 1..2^62"))?;
+    Ok(TensorType::new(Elem::I32, operands[0].shape.clone()))
+}
+
+pub(crate) fn requant_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntRequantRows { shift, to, .. } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I32], "x")?;
+    want_elem(operands[1], &[Elem::I32], "multiplier")?;
+    ensure(operands[1].shape.last_fixed() == Some(1), || "multiplier's last dimension is 1".into())?;
+    ensure((1..=62).contains(shift), || format!("shift {shift} is outside 1..=62"))?;
+    ensure(NARROW.contains(to), || format!("cannot requantize to {to}"))?;
+    let shape = broadcast(&operands[0].shape, &operands[1].shape)?;
+    ensure(shape == operands[0].shape, || "multiplier does not broadcast to x".into())?;
+    Ok(TensorType::new(*to, shape))
+}
+
+pub(crate) fn layernorm_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let (to, beta) = match op {
+        Op::IntLayerNorm { guard, norm_bits, recip_bits, shift, to, .. } => {
+            ensure(*guard <= 16 && *norm_bits <= 24 && (1..=30).contains(recip_bits) && *shift <= 31, || {
+                "guard <= 16, norm_bits <= 24, recip_bits 1..=30, shift <= 31".into()
+            })?;
+            (*to, Elem::I32)
+        }
+        Op::IntShiftLayerNorm { shift, to, .. } => {
+            ensure(*shift <= 62, || format!("shift {shift} is outside 0..=62"))?;
+            (*to, Elem::I64)
+        }
+        _ => unreachable!(),
+    };
+    let x = operands[0];
+    want_elem(x, NARROW, "x")?;
+    want_elem(operands[1], &[Elem::I32], "gamma")?;
+    want_elem(operands[2], &[beta], "beta")?;
+    ensure(NARROW.contains(&to), || format!("cannot normalise to {to}"))?;
+    let channels = x.shape.last_fixed();
+    ensure(channels.is_some_and(|c| (1..=32768).contains(&c)), || "the last dimension is 1..=32768".into())?;
+    want_channels(operands[1], channels, "gamma")?;
+    want_channels(operands[2], channels, "beta")?;
+    Ok(TensorType::new(to, x.shape.clone()))
+}
+
+fn want_shift_exp(one: i64, n: u32, bits: u32) -> Result<(), String> {
+    ensure((1..=1 << 24).contains(&one) && n <= 30 && (2..=16).contains(&bits), || {
+        "one is 1..=2^24, n <= 30, bits 2..=16".into()
+    })?;
+    ensure(one << n <= i64::from(i32::MAX), || "one << n must fit i32".into())
+}
+
+pub(crate) fn shiftmax(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntShiftmax { one, n, bits } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I8, Elem::I16, Elem::I32], "x")?;
+    want_shift_exp(*one, *n, *bits)?;
+    ensure(operands[0].shape.last_fixed().is_some(), || "shiftmax wants a fixed last dimension".into())?;
+    Ok(TensorType::new(Elem::I16, operands[0].shape.clone()))
+}
+
+pub(crate) fn shift_gelu(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntShiftGelu { one, n, bits, .. } = op else { unreachable!() };
+    want_elem(operands[0], NARROW, "x")?;
+    want_shift_exp(*one, *n, *bits)?;
+    ensure(one << (n + 1) <= i64::from(i32::MAX), || "2 * one << n must fit i32".into())?;
+    Ok(TensorType::new(Elem::I32, operands[0].shape.clone()))
+}
+
+// ---- fused
+
+pub(crate) fn fused_matmul(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::FusedMatMul { to, .. } = op else { unreachable!() };
+    want_elem(operands[0], NARROW, "a")?;
+    want_elem(operands[1], NARROW, "b")?;
+    ensure(to.is_int(), || format!("a lane program cannot yield {to}"))?;
+    Ok(TensorType::new(*to, matmul_shape(&operands[..2])?))
+}
+
+pub(crate) fn fused_conv(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::FusedConv2d { strides, pads, dilations, groups, to, .. } = op else { unreachable!() };
+    want_elem(operands[0], NARROW, "x")?;
+    want_elem(operands[1], NARROW, "w")?;
+    ensure(to.is_int(), || format!("a lane program cannot yield {to}"))?;
+    Ok(TensorType::new(*to, conv_shape(Conv { strides, pads, dilations, groups: *groups }, &operands[..2])?))
+}
+
+pub(crate) fn fused_map(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::FusedMap { shape, to, .. } = op else { unreachable!() };
+    ensure(!operands.is_empty(), || "a map needs an operand".into())?;
+    ensure(to.is_int() && shape.count().is_some(), || format!("a lane program cannot yield {to}"))?;
+    Ok(TensorType::new(*to, shape.clone()))
+}

@@ -1,0 +1,1 @@
+//! The six rooms between a float graph and an executable integer plan.

@@ -1,0 +1,1 @@
+//! Witnesses: tests that cross a crate.
