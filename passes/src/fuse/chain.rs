@@ -1,0 +1,231 @@
+//! Chains of elementwise ops, and the lane program that a chain is.
+
+use vitc_ir::lane::{Access, Input, Inst, Program, Reg, Width};
+use vitc_ir::{Def, Elem, Module, Node, Op, TensorType, ValueId};
+
+use super::{channel_access, lane_const};
+
+/// Nodes computed as one: a matrix product or convolution, or nothing, and the elementwise ops after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// Node indices in order; each consumes the result of the one before, which nothing else uses.
+    pub nodes: Vec<usize>,
+    /// The value that flows through: the first node's operand when it is elementwise, else unused.
+    pub start: ValueId,
+}
+
+/// Every chain of the module, in order of their first nodes.
+pub(super) fn find(module: &Module) -> Vec<Chain> {
+    let uses = module.use_counts();
+    let users = users(module);
+    let mut taken = vec![false; module.nodes.len()];
+    let mut chains = Vec::new();
+    for (n, node) in module.nodes.iter().enumerate() {
+        if taken[n] {
+            continue;
+        }
+        let Some(start) = head(module, node) else { continue };
+        let mut nodes = vec![n];
+        let mut value = node.result;
+        while uses[value.0 as usize] == 1
+            && let Some(next) = users[value.0 as usize]
+            && !taken[next]
+            && continues(module, node, &module.nodes[next], value)
+        {
+            nodes.push(next);
+            value = module.nodes[next].result;
+        }
+        nodes.iter().for_each(|&n| taken[n] = true);
+        chains.push(Chain { nodes, start });
+    }
+    chains
+}
+
+/// The last node that uses each value.
+fn users(module: &Module) -> Vec<Option<usize>> {
+    let mut users = vec![None; module.values.len()];
+    for (n, node) in module.nodes.iter().enumerate() {
+        node.operands.iter().for_each(|v| users[v.0 as usize] = Some(n));
+    }
+    users
+}
+
+/// The value that flows into a chain beginning at this node, when one can begin here.
+fn head(module: &Module, node: &Node) -> Option<ValueId> {
+    match node.op {
+        Op::IntMatMul { .. } | Op::IntConv2d { .. } => Some(node.operands[0]),
+        _ => node
+            .operands
+            .iter()
+            .copied()
+            .find(|&v| module.ty(v).shape == module.ty(node.result).shape && elementwise(module, node, v, false)),
+    }
+}
+
+/// Whether `next` may follow in a chain that began at `first`, consuming `value`.
+fn continues(module: &Module, first: &Node, next: &Node, value: ValueId) -> bool {
+    let convolution = matches!(first.op, Op::IntConv2d { .. });
+    module.ty(value).shape == module.ty(next.result).shape && elementwise(module, next, value, convolution)
+}
+
+/// Whether the op works element by element on `value`, with extras that a lane program can index. `convolution`: channels are
+/// dimension 1 rather than the last.
+fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: bool) -> bool {
+    let shape = &module.ty(value).shape;
+    let channel_axis = if convolution { 1 } else { shape.rank().saturating_sub(1) };
+    let constant = |i: usize| module.const_of(node.operands[i]);
+    match &node.op {
+        Op::IntRequant { axis, .. } | Op::IntRequant15 { axis, .. } => {
+            let fits = constant(1).is_some_and(|c| channel_access(c) == Access::Scalar || *axis == channel_axis);
+            fits && node.operands[0] == value
+        }
+        Op::IntRequantRows { .. } => !convolution && node.operands[0] == value,
+        Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),
+        Op::IntClamp { .. } => true,
+        Op::IntAdd { .. } => node.operands.contains(&value),
+        _ => false,
+    }
+}
+
+/// A lane program being built from a chain.
+pub(super) struct Epilogue {
+    inputs: Vec<Input>,
+    insts: Vec<Inst>,
+    extras: Vec<ValueId>,
+    current: Reg,
+    /// Element type of the current value.
+    elem: Elem,
+}
+
+impl Epilogue {
+    /// Starts with input 0, an element of that type.
+    pub fn new(elem: Elem) -> Epilogue {
+        let input = Input { elem, access: Access::Element };
+        Epilogue { inputs: vec![input], insts: vec![Inst::Load(0)], extras: Vec::new(), current: 0, elem }
+    }
+
+    fn push(&mut self, inst: Inst) -> Reg {
+        self.insts.push(inst);
+        (self.insts.len() - 1) as Reg
+    }
+
+    fn step(&mut self, inst: Inst) {
+        self.current = self.push(inst);
+    }
+
+    fn extra(&mut self, value: ValueId, elem: Elem, access: Access) -> u32 {
+        let input = Input { elem, access };
+        if let Some(i) = self.extras.iter().zip(&self.inputs[1..]).position(|(v, i)| *v == value && *i == input) {
+            return i as u32 + 1;
+        }
+        self.extras.push(value);
+        self.inputs.push(input);
+        self.extras.len() as u32
+    }
+
+    fn load(&mut self, value: ValueId, elem: Elem, access: Access) -> Reg {
+        let input = self.extra(value, elem, access);
+        self.push(Inst::Load(input))
+    }
+
+    /// Adds the accumulator's bias.
+    pub fn add_bias(&mut self, bias: ValueId, ty: &TensorType) {
+        let single = ty.shape.count().and_then(|d| d.as_fixed()) == Some(1);
+        let access = if single { Access::Scalar } else { Access::Channel };
+        let b = self.load(bias, ty.elem, access);
+        self.step(Inst::Add(self.current, b));
+    }
+
+    fn add_constant(&mut self, value: i64) {
+        if value != 0 {
+            let c = self.push(lane_const(value));
+            self.step(Inst::Add(self.current, c));
+        }
+    }
+
+    fn saturate(&mut self, to: Elem) {
+        if let Some((lo, hi)) = to.range()
+            && to != Elem::I32
+        {
+            self.step(Inst::Clamp(self.current, lo, hi));
+        }
+        self.elem = to;
+    }
+
+    /// Appends one op of the chain that consumes `value`.
+    pub fn append(&mut self, module: &Module, node: &Node, value: ValueId) -> Result<(), String> {
+        match &node.op {
+            Op::IntRequant { x_zero, shift, zero_point, to, .. } => {
+                self.add_constant(-x_zero);
+                let c = module.const_of(node.operands[1]).ok_or("a multiplier is a constant")?;
+                let m = self.load(node.operands[1], Elem::I32, channel_access(c));
+                self.dyadic(m, *shift, *zero_point, *to);
+            }
+            Op::IntRequantRows { shift, zero_point, to } => {
+                let m = self.load(node.operands[1], Elem::I32, Access::Row);
+                self.dyadic(m, *shift, *zero_point, *to);
+            }
+            Op::IntRequant15 { pre_shift, zero_point, to, .. } => {
+                let c = module.const_of(node.operands[1]).ok_or("a multiplier is a constant")?;
+                if *pre_shift > 0 {
+                    self.step(Inst::RoundShr(self.current, *pre_shift));
+                }
+                self.step(Inst::Clamp(self.current, i16::MIN.into(), i16::MAX.into()));
+                let m = self.load(node.operands[1], Elem::I16, channel_access(c));
+                self.step(Inst::MulHigh15(self.current, m));
+                self.add_constant(*zero_point);
+                self.saturate(*to);
+            }
+            Op::IntTable {} => {
+                let ty = module.ty(node.operands[1]);
+                let input = self.extra(node.operands[1], ty.elem, Access::Table);
+                let bias = self.elem.range().ok_or("a table of floats")?.0;
+                self.step(Inst::Table { input, index: self.current, bias });
+                self.elem = ty.elem;
+            }
+            Op::IntClamp { lo, hi } => self.step(Inst::Clamp(self.current, *lo, *hi)),
+            Op::IntAdd { to } => {
+                let other = node.operands.iter().copied().find(|&v| v != value).unwrap_or(value);
+                let b = if other == value { self.current } else { self.load(other, module.ty(other).elem, Access::Element) };
+                self.step(Inst::Add(self.current, b));
+                self.saturate(*to);
+            }
+            op => return Err(format!("`{}` is not elementwise", op.name())),
+        }
+        Ok(())
+    }
+
+    /// `((x * m + half) >> shift) + zero_point`, saturated. From 32 shifts on, the quotient of a 62-bit product fits 31 bits, so
+    /// the rest happens in 32-bit lanes.
+    fn dyadic(&mut self, multiplier: Reg, shift: u32, zero_point: i64, to: Elem) {
+        self.step(Inst::MulWide(self.current, multiplier));
+        self.step(Inst::RoundShr(self.current, shift));
+        if shift >= 32 {
+            self.step(Inst::Truncate(self.current));
+            self.add_constant(zero_point);
+        } else {
+            if zero_point != 0 {
+                let c = self.push(Inst::Const(zero_point, Width::W64));
+                self.step(Inst::Add(self.current, c));
+            }
+            let (lo, hi) = to.range().unwrap_or((i32::MIN.into(), i32::MAX.into()));
+            self.step(Inst::Clamp(self.current, lo, hi));
+            self.step(Inst::Truncate(self.current));
+        }
+        self.saturate(to);
+    }
+
+    /// The program and its extras in operand order.
+    pub fn finish(mut self, output: Elem) -> (Program, Vec<ValueId>) {
+        if self.current as usize + 1 != self.insts.len() {
+            // the last instruction is what is stored
+            self.step(Inst::Clamp(self.current, i32::MIN.into(), i32::MAX.into()));
+        }
+        (Program { inputs: self.inputs, insts: self.insts, output }, self.extras)
+    }
+}
+
+/// Whether a value is a constant of the module.
+pub(super) fn is_constant(module: &Module, v: ValueId) -> bool {
+    matches!(module.values[v.0 as usize].def, Def::Const(_))
+}

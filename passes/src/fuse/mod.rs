@@ -1,0 +1,155 @@
+//! Room 5: elementwise integer ops become lane programs attached to the kernel that produces their input.
+//!
+//! A chain is a value and the elementwise ops that alone consume it, one after another. A chain that starts at a matrix product
+//! or a convolution becomes `fused.matmul` or `fused.conv2d`; any other becomes one `fused.map`. Functions of a single byte
+//! that need more than a lane can do (ShiftGELU divides) first become tables of their own values ([`tabulate`]).
+
+mod chain;
+pub mod lanes;
+mod tabulate;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use vitc_ir::attr::LaneName;
+use vitc_ir::lane::{Access, Inst, Width};
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
+
+use chain::{Chain, Epilogue};
+
+/// The module of stage `fuse`, and how often each lane rule fired.
+pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnostics> {
+    let module = tabulate::run(module).map_err(Diagnostics::from)?;
+    let chains = chain::find(&module);
+    let mut fuse = Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
+    for input in &module.inputs {
+        let value = fuse.target.input(input.name.clone(), module.ty(input.value).clone());
+        fuse.map.insert(input.value, value);
+    }
+    let mut member: Vec<Option<usize>> = vec![None; module.nodes.len()];
+    for (c, chain) in chains.iter().enumerate() {
+        chain.nodes.iter().for_each(|&n| member[n] = Some(c));
+    }
+    for (n, node) in module.nodes.iter().enumerate() {
+        let result = match member[n].map(|c| &chains[c]) {
+            Some(chain) if chain.nodes.last() == Some(&n) => fuse.chain(chain),
+            Some(_) => continue, // computed with the end of its chain
+            None => Ok(fuse.plain(node)),
+        };
+        let value = result.map_err(|e| Diagnostics::from(place(Diagnostic::new("fuse", e), node)))?;
+        fuse.map.insert(node.result, value);
+    }
+    for output in &module.outputs {
+        let value = fuse.value(output.value);
+        fuse.target.output(output.name.clone(), value);
+    }
+    Ok((fuse.target, fuse.fired))
+}
+
+fn place(d: Diagnostic, node: &Node) -> Diagnostic {
+    match &node.loc {
+        Some(loc) => d.at(loc.to_string()),
+        None => d,
+    }
+}
+
+struct Fuse<'a> {
+    source: &'a Module,
+    target: Module,
+    map: HashMap<ValueId, ValueId>,
+    fired: BTreeMap<String, usize>,
+}
+
+impl Fuse<'_> {
+    fn value(&mut self, v: ValueId) -> ValueId {
+        if let Some(&new) = self.map.get(&v) {
+            return new;
+        }
+        let Def::Const(c) = self.source.values[v.0 as usize].def else {
+            unreachable!("nodes are in topological order, so an operand is an input, a constant or done");
+        };
+        let new = self.target.constant(self.source.consts[c].clone());
+        self.map.insert(v, new);
+        new
+    }
+
+    fn plain(&mut self, node: &Node) -> ValueId {
+        let operands: Vec<ValueId> = node.operands.iter().map(|&v| self.value(v)).collect();
+        self.target.push_typed(node.op.clone(), &operands, self.source.ty(node.result).clone(), node.loc.clone())
+    }
+
+    /// Emits a chain as one fused op.
+    fn chain(&mut self, chain: &Chain) -> Result<ValueId, String> {
+        let source = self.source;
+        let head = &source.nodes[chain.nodes[0]];
+        let tail = &source.nodes[chain.nodes[chain.nodes.len() - 1]];
+        let result = source.ty(tail.result).clone();
+        let to = result.elem;
+        let loc = join_locs(chain.nodes.iter().map(|&n| source.nodes[n].loc.as_ref()));
+        let (mut epilogue, rest) = match &head.op {
+            Op::IntMatMul { .. } | Op::IntConv2d { .. } => {
+                let mut epilogue = Epilogue::new(Elem::I32);
+                if let Some(&bias) = head.operands.get(2) {
+                    epilogue.add_bias(bias, source.ty(bias));
+                }
+                (epilogue, &chain.nodes[1..])
+            }
+            _ => (Epilogue::new(source.ty(chain.start).elem), &chain.nodes[..]),
+        };
+        let mut current = if matches!(head.op, Op::IntMatMul { .. } | Op::IntConv2d { .. }) { head.result } else { chain.start };
+        for &n in rest {
+            epilogue.append(source, &source.nodes[n], current)?;
+            current = source.nodes[n].result;
+        }
+        let (program, extras) = epilogue.finish(to);
+        let program = lanes::optimize(&program, &mut self.fired)?;
+        let base = format!("{}_{}", if current == head.result { "store" } else { "rq" }, to.name());
+        let lane = LaneName(self.target.lane(&base, program));
+        let op = match &head.op {
+            Op::IntMatMul { a_zero, b_zero } => Op::FusedMatMul { a_zero: *a_zero, b_zero: *b_zero, lane, to },
+            Op::IntConv2d { strides, pads, dilations, groups, x_zero } => Op::FusedConv2d {
+                strides: *strides,
+                pads: *pads,
+                dilations: *dilations,
+                groups: *groups,
+                x_zero: *x_zero,
+                lane,
+                to,
+            },
+            _ => Op::FusedMap { shape: result.shape.clone(), lane, to },
+        };
+        let mut operands = match &head.op {
+            Op::IntMatMul { .. } | Op::IntConv2d { .. } => head.operands[..2].to_vec(),
+            _ => vec![chain.start],
+        };
+        operands.extend(extras);
+        let operands: Vec<ValueId> = operands.into_iter().map(|v| self.value(v)).collect();
+        Ok(self.target.push_typed(op, &operands, result, loc))
+    }
+}
+
+/// The distinct names of several nodes, joined by ` + `.
+pub(crate) fn join_locs<'a>(locs: impl Iterator<Item = Option<&'a Arc<str>>>) -> Option<Arc<str>> {
+    let mut names: Vec<&str> = Vec::new();
+    for part in locs.flatten().flat_map(|l| l.split(" + ")) {
+        if !names.contains(&part) {
+            names.push(part);
+        }
+    }
+    (!names.is_empty()).then(|| names.join(" + ").into())
+}
+
+/// A constant of 32-bit lanes, for chains.
+fn lane_const(value: i64) -> Inst {
+    Inst::Const(value, Width::W32)
+}
+
+/// Whether a constant holds one element.
+fn is_single(c: &Const) -> bool {
+    c.ty.shape.count().and_then(|d| d.as_fixed()) == Some(1)
+}
+
+/// How an extra of that type is indexed beside a result of `shape`; channels are the last dimension here.
+fn channel_access(c: &Const) -> Access {
+    if is_single(c) { Access::Scalar } else { Access::Channel }
+}

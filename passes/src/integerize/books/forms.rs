@@ -1,0 +1,272 @@
+//! Integer forms of the nonlinear ops. Several forms of one op live in one e-class; extraction takes the cheapest whose error
+//! was within the budget at that site. `shift-*` are the published forms (I-ViT sections 3.3 to 3.5), guarded where they break.
+
+use std::sync::LazyLock;
+
+use egg::Id;
+use vitc_ir::{Elem, Op, Quant, TensorType};
+
+use super::qdq::vector;
+use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
+use crate::integerize::{arith, cost, sample};
+use Exactness::{Approximate, Rounding};
+
+/// Elementwise ops that a table can hold, with the rule's name.
+const UNARY: &[(&str, &str)] = &[
+    ("table-gelu", "gelu"),
+    ("table-relu", "relu"),
+    ("table-silu", "silu"),
+    ("table-hardswish", "hardswish"),
+    ("table-hardsigmoid", "hardsigmoid"),
+    ("table-sigmoid", "sigmoid"),
+    ("table-tanh", "tanh"),
+    ("table-erf", "erf"),
+    ("table-exp", "exp"),
+    ("table-clip", "clip"),
+    ("table-neg", "neg"),
+    ("table-abs", "abs"),
+    ("table-sqrt", "sqrt"),
+    ("table-reciprocal", "reciprocal"),
+];
+
+/// `int.exp`, its sum and its reciprocal, then the product with the values.
+const ATTENTION: &str =
+    "(quantize ?q (matmul ?m (dequantize ?dp (quantize ?qp (softmax ?sm (dequantize ?ds ?s)))) (dequantize ?dv ?v)))";
+
+#[rustfmt::skip]
+pub(super) fn rules() -> Vec<Rule> {
+    let rule = |name, exactness, pattern: &str, build: Build| Rule { name, book: Book::Forms, exactness, pattern: pattern.into(), build };
+    let mut rules = vec![
+        // name                    class        left side                                                   right side and guard
+        rule("shift-gelu",         Approximate, "(quantize ?q (gelu ?m (dequantize ?d ?x)))",               shift_gelu),
+        rule("moments-layernorm",  Rounding,    "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    moments_layernorm),
+        rule("shift-layernorm",    Approximate, "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    shift_layernorm),
+        rule("deferred-softmax",   Approximate, ATTENTION,                                                  deferred_softmax),
+        rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
+        rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
+    ];
+    rules.extend(UNARY.iter().map(|(name, op)| rule(name, Rounding, &format!("(quantize ?q ({op} ?m (dequantize ?d ?x)))"), table)));
+    rules
+}
+
+static LEAK_FREE_NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| UNARY.iter().map(|(_, op)| *op).collect());
+
+fn quantize_target(m: &Match<'_>) -> Option<(Elem, Quant)> {
+    let q = m.attrs("?q")?;
+    let Op::Quantize { to } = q.op else { return None };
+    Some((to, q.quant?))
+}
+
+/// A function of one 8-bit value is a table of its 256 values, each rounded correctly.
+fn table(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let op = m.attrs("?m")?.op;
+    let x = m.ty("?x")?;
+    let entries = sample::table_of(&op, &x, to, &target)?;
+    let name = LEAK_FREE_NAMES.iter().find(|n| **n == op.name())?;
+    // the entries are the rounded results themselves: no step away from them, by construction
+    if !m.admit(name, "table", cost::table(&x), super::super::report::Error::Steps(0.0)) {
+        return None;
+    }
+    let id = table_constant(m, to, &entries);
+    let operand = m.var("?x")?;
+    m.apply(Op::IntTable {}, Some(target), &[operand, id])
+}
+
+fn table_constant(m: &mut Match<'_>, to: Elem, entries: &[i64]) -> Id {
+    let name = format!("{}.table", m.loc().as_deref().unwrap_or("value"));
+    let ty = vector(to, 256);
+    match to {
+        Elem::U8 => m.constant_of(&name, ty, &entries.iter().map(|&v| v as u8).collect::<Vec<_>>()),
+        Elem::I8 => m.constant_of(&name, ty, &entries.iter().map(|&v| v as i8).collect::<Vec<_>>()),
+        Elem::I16 => m.constant_of(&name, ty, &entries.iter().map(|&v| v as i16).collect::<Vec<_>>()),
+        _ => m.constant_of(&name, ty, &entries.iter().map(|&v| v as i32).collect::<Vec<_>>()),
+    }
+}
+
+/// Bits of the sigmoid in ShiftGELU (I-ViT uses 8).
+const GELU_BITS: u32 = 8;
+/// Steps of one in the exponent of the shift forms. The papers round `1/S` to an integer, which at 8 bits misplaces the
+/// exponent by up to a fifth; a finer scale that is a power of two makes the rounding exact (specs/i-vit.md section 3 (c)).
+const ONE: i64 = 256;
+
+/// ShiftGELU on a finer input scale, then one requantize; on 8-bit input all of it is a function of one byte, and `fuse` folds
+/// it into the table of its own values.
+fn shift_gelu(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let x = m.ty("?x")?;
+    let quant = x.quant.clone()?;
+    // n = 12: exp is clamped at 2^-12, below half a step of an 8-bit sigmoid, and F keeps 10 bits
+    let n = 12;
+    let fine = 1.0 / (ONE as f64 * 1.702);
+    let (widen, widen_shift) = arith::dyadic(&[quant.single()? / fine])?;
+    let product_scale = fine * 2f64.powi(1 - GELU_BITS as i32);
+    let (narrow, narrow_shift) = arith::dyadic(&[product_scale / target.single()?])?;
+    let error = sample::shift_gelu_error(&x, to, &target, widen[0], widen_shift, ONE, n, GELU_BITS, narrow[0], narrow_shift)?;
+    if !m.admit("gelu", "shift", cost::shift_gelu(&x), error) {
+        return None;
+    }
+    let axis = x.shape.rank().checked_sub(1)?;
+    let widen = m.i32_vector("widen", &widen);
+    let operand = m.var("?x")?;
+    let x_zero = quant.zero_point.into();
+    let widened = Op::IntRequant { axis, x_zero, shift: widen_shift, zero_point: 0, to: Elem::I16 };
+    let widened = m.apply(widened, Some(Quant::per_tensor(fine, 0)), &[operand, widen])?;
+    let gelu = Op::IntShiftGelu { x_zero: 0, one: ONE, n, bits: GELU_BITS };
+    let gelu = m.apply(gelu, Some(Quant::per_tensor(product_scale, 0)), &[widened])?;
+    let narrow = m.i32_vector("multiplier", &narrow);
+    let zero_point = target.zero_point.into();
+    m.apply(Op::IntRequant { axis, x_zero: 0, shift: narrow_shift, zero_point, to }, Some(target), &[gelu, narrow])
+}
+
+struct Norm {
+    gamma: Vec<f64>,
+    beta: Vec<f64>,
+    epsilon: f64,
+    scale: f64,
+    to: Elem,
+    target: Quant,
+}
+
+fn layernorm_site(m: &Match<'_>) -> Option<Norm> {
+    let (to, target) = quantize_target(m)?;
+    let Op::LayerNorm { epsilon } = m.attrs("?m")?.op else { return None };
+    let x = m.ty("?x")?;
+    let quant = x.quant?;
+    if quant.zero_point != 0 || x.elem != Elem::I16 {
+        return None;
+    }
+    let channels = x.shape.last_fixed()?;
+    let spread = |name: &str| {
+        let c = m.constant(name)?;
+        let values = c.values::<f32>();
+        let at = |i: usize| f64::from(values[if values.len() == 1 { 0 } else { i }]);
+        Some((0..channels).map(at).collect::<Vec<_>>())
+    };
+    Some(Norm { gamma: spread("?g")?, beta: spread("?b")?, epsilon: epsilon.0, scale: quant.single()?, to, target })
+}
+
+/// Exact integer moments, one integer square root and one division a row; gamma and beta after normalising.
+fn moments_layernorm(m: &mut Match<'_>) -> Option<Id> {
+    let site = layernorm_site(m)?;
+    let k = arith::layernorm_constants(&site.gamma, &site.beta, site.epsilon, site.scale, site.target.single()?)?;
+    let op = Op::IntLayerNorm {
+        epsilon: k.epsilon,
+        guard: k.guard,
+        norm_bits: k.norm_bits,
+        recip_bits: k.recip_bits,
+        shift: k.shift,
+        zero_point: site.target.zero_point.into(),
+        to: site.to,
+    };
+    let truth = sample::LayerNorm { gamma: &site.gamma, beta: &site.beta, epsilon: site.epsilon, scale: site.scale };
+    let error = truth.error_of(&op, sample::Vector::I32(&k.gamma), sample::Vector::I32(&k.beta), &site.target)?;
+    let x = m.ty("?x")?;
+    if !m.admit("layernorm", "moments", cost::layernorm(&x), error) {
+        return None;
+    }
+    let (gamma, beta) = (m.i32_vector("gamma", &k.gamma), m.i32_vector("beta", &k.beta));
+    let operand = m.var("?x")?;
+    m.apply(op, Some(site.target), &[operand, gamma, beta])
+}
+
+/// I-LayerNorm: integer mean, Newton square root, beta after gamma.
+fn shift_layernorm(m: &mut Match<'_>) -> Option<Id> {
+    let site = layernorm_site(m)?;
+    let (gamma, beta, shift) = arith::shift_layernorm_constants(&site.gamma, &site.beta, site.target.single()?)?;
+    let op = Op::IntShiftLayerNorm { shift, zero_point: site.target.zero_point.into(), to: site.to };
+    let truth = sample::LayerNorm { gamma: &site.gamma, beta: &site.beta, epsilon: site.epsilon, scale: site.scale };
+    let error = truth.error_of(&op, sample::Vector::I32(&gamma), sample::Vector::I64(&beta), &site.target)?;
+    let x = m.ty("?x")?;
+    if !m.admit("layernorm", "shift", cost::shift_layernorm(&x), error) {
+        return None;
+    }
+    let gamma = m.i32_vector("gamma", &gamma);
+    let name = format!("{}.beta", m.loc().as_deref().unwrap_or("value"));
+    let beta = m.constant_of(&name, vector(Elem::I64, beta.len()), &beta);
+    let operand = m.var("?x")?;
+    m.apply(op, Some(site.target), &[operand, gamma, beta])
+}
+
+/// The numerator of softmax as `u8` with 255 at every row's maximum, and one over its sum.
+fn exponentials(m: &mut Match<'_>, scores: &TensorType) -> Option<Id> {
+    let scale = scores.quant.as_ref()?.single()?;
+    let (limit, multiplier, shift, table_bits, table) = arith::exp_constants(scale)?;
+    let op = Op::IntExp { limit, multiplier, shift, table_bits };
+    let error = sample::exp_error(&op, &table, scores)?;
+    if !m.admit("softmax", "deferred", cost::softmax(scores), error) {
+        return None;
+    }
+    let ty = vector(Elem::I32, table.len());
+    let table = m.constant_of("exp2.table", ty, &table);
+    let operand = m.var("?s")?;
+    // what one step means varies from row to row; the annotation says the largest
+    m.apply(op, Some(Quant::per_tensor(1.0 / 255.0, 0)), &[operand, table])
+}
+
+/// The row's reciprocal times `factor` as a dyadic number: (reciprocal op, shift). The numerator has 38 bits: a row's sum is
+/// at least 255, so the quotient fits 31 bits, and at a sum of 255 * 1024 it still has 20.
+fn row_reciprocal(factor: f64) -> Option<(Op, u32)> {
+    let shift = 37 - arith::exponent(factor);
+    let numerator = (factor * 2f64.powi(shift)).round();
+    (1..=62).contains(&shift).then_some((Op::IntReciprocal { numerator: numerator as i64 }, shift as u32))
+}
+
+fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let (scores, values) = (m.ty("?s")?, m.ty("?v")?);
+    let value_quant = values.quant?;
+    let (reciprocal, shift) = row_reciprocal(value_quant.single()? / target.single()?)?;
+    let exp = exponentials(m, &scores)?;
+    let axis = scores.shape.rank() - 1;
+    let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
+    let reciprocals = m.apply(reciprocal, None, &[sums])?;
+    let product = Op::IntMatMul { a_zero: 0, b_zero: value_quant.zero_point.into() };
+    let v = m.var("?v")?;
+    let product = m.apply(product, None, &[exp, v])?;
+    let op = Op::IntRequantRows { shift, zero_point: target.zero_point.into(), to };
+    m.apply(op, Some(target), &[product, reciprocals])
+}
+
+/// Softmax that no product follows: normalised here.
+fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    if m.options().nonlinear == crate::integerize::Nonlinear::Shift {
+        return None;
+    }
+    let scores = m.ty("?s")?;
+    let (reciprocal, shift) = row_reciprocal(1.0 / target.single()?)?;
+    let exp = exponentials(m, &scores)?;
+    let axis = scores.shape.rank() - 1;
+    let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
+    let reciprocals = m.apply(reciprocal, None, &[sums])?;
+    let one = m.i32_vector("one", &[2]);
+    let wide = m.apply(Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to: Elem::I32 }, None, &[exp, one])?;
+    let op = Op::IntRequantRows { shift, zero_point: target.zero_point.into(), to };
+    m.apply(op, Some(target), &[wide, reciprocals])
+}
+
+/// Shiftmax with a 16-bit map. The scores go to a scale of a power of two chosen so that the row's sum fits 31 bits with all
+/// 15 fraction shifts (specs/i-vit.md sections 3 (c) and 4: the papers' scale misplaces the exponent and may overflow).
+fn shift_softmax(m: &mut Match<'_>) -> Option<Id> {
+    const N: u32 = 15;
+    const BITS: u32 = 16;
+    let scores = m.ty("?s")?;
+    let length = scores.shape.last_fixed()? as f64;
+    let room = arith::exponent(f64::from(i32::MAX) / (length * f64::from(1u32 << N)));
+    let one = 1i64 << room.clamp(0, 8);
+    let scale = 1.0 / one as f64;
+    let (multiplier, shift) = arith::dyadic(&[scores.quant.as_ref()?.single()? / scale])?;
+    let op = Op::IntShiftmax { one, n: N, bits: BITS };
+    let error = sample::shiftmax_error(&op, &scores, multiplier[0], shift)?;
+    if !m.admit("softmax", "shift", cost::shiftmax(&scores), error) {
+        return None;
+    }
+    let axis = scores.shape.rank() - 1;
+    let multiplier = m.i32_vector("multiplier", &multiplier);
+    let operand = m.var("?s")?;
+    let requant = Op::IntRequant { axis, x_zero: 0, shift, zero_point: 0, to: Elem::I16 };
+    let narrow = m.apply(requant, Some(Quant::per_tensor(scale, 0)), &[operand, multiplier])?;
+    let map = m.apply(op, Some(Quant::per_tensor(2f64.powi(1 - BITS as i32), 0)), &[narrow])?;
+    m.dequantize(map)
+}

@@ -1,0 +1,11 @@
+//! The rule books. Laws are in RULES.md beside this folder's parent.
+
+pub mod forms;
+pub mod qdq;
+
+use super::rule::Rule;
+
+/// Every graph rule, in the order they are tried.
+pub fn all() -> Vec<Rule> {
+    [qdq::rules(), forms::rules()].concat()
+}

@@ -1,0 +1,302 @@
+//! Scale algebra: sink `dequantize` towards the outputs (operand reordering, Low-Bit Integerization section 3), hoist
+//! `quantize` towards the inputs, and where they meet leave one dyadic requantize (I-ViT section 3.2).
+
+use egg::Id;
+use vitc_ir::{Const, Elem, Op, Quant, Shape, TensorType};
+
+use crate::integerize::arith;
+use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
+use Exactness::{Exact, Rounding};
+
+#[rustfmt::skip]
+pub(super) fn rules() -> Vec<Rule> {
+    let rule = |name, exactness, pattern: &str, build: Build| Rule { name, book: Book::Qdq, exactness, pattern: pattern.into(), build };
+    vec![
+        // name                        class     left side                                                     right side and guard
+        rule("sink-matmul",            Exact,    "(matmul ?m (dequantize ?da ?a) (dequantize ?db ?b))",         sink_matmul),
+        rule("sink-matmul-bias",       Rounding, "(matmul ?m (dequantize ?da ?a) (dequantize ?db ?b) ?bias)",   sink_matmul_bias),
+        rule("sink-conv2d",            Exact,    "(conv2d ?m (dequantize ?da ?a) (dequantize ?db ?b))",         sink_conv),
+        rule("sink-conv2d-bias",       Rounding, "(conv2d ?m (dequantize ?da ?a) (dequantize ?db ?b) ?bias)",   sink_conv_bias),
+        rule("fold-zero-point",        Exact,    "(int.matmul ?m ?a ?b)",                                       fold_zero_point),
+        rule("fold-zero-point-bias",   Exact,    "(int.matmul ?m ?a ?b ?bias)",                                 fold_zero_point),
+        rule("sink-reshape",           Exact,    "(reshape ?m (dequantize ?d ?x))",                             sink_movement),
+        rule("sink-transpose",         Exact,    "(transpose ?m (dequantize ?d ?x))",                           sink_movement),
+        rule("sink-slice",             Exact,    "(slice ?m (dequantize ?d ?x))",                               sink_movement),
+        rule("sink-expand",            Exact,    "(expand ?m (dequantize ?d ?x))",                              sink_movement),
+        rule("sink-gather",            Exact,    "(gather ?m (dequantize ?d ?x))",                              sink_movement),
+        rule("sink-pad",               Exact,    "(pad ?m (dequantize ?d ?x))",                                 sink_pad),
+        rule("sink-concat-2",          Exact,    "(concat ?m (dequantize ?da ?a) (dequantize ?db ?b))",         sink_concat),
+        rule("sink-concat-3",          Exact,    "(concat ?m (dequantize ?da ?a) (dequantize ?db ?b) (dequantize ?dc ?c))", sink_concat),
+        rule("sink-sum",               Exact,    "(reduce_sum ?m (dequantize ?d ?x))",                          sink_sum),
+        rule("sink-mean",              Exact,    "(reduce_mean ?m (dequantize ?d ?x))",                         sink_mean),
+        rule("sink-add",               Exact,    "(add ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_add),
+        rule("sink-scale",             Exact,    "(mul ?m (dequantize ?d ?x) ?c)",                              sink_scale),
+        rule("sink-scale-left",        Exact,    "(mul ?m ?c (dequantize ?d ?x))",                              sink_scale),
+        rule("sink-divisor",           Exact,    "(div ?m (dequantize ?d ?x) ?c)",                              sink_divisor),
+        rule("hoist-reshape",          Exact,    "(quantize ?q (reshape ?m ?x))",                               hoist_quantize),
+        rule("hoist-transpose",        Exact,    "(quantize ?q (transpose ?m ?x))",                             hoist_quantize),
+        rule("hoist-slice",            Exact,    "(quantize ?q (slice ?m ?x))",                                 hoist_quantize),
+        rule("hoist-expand",           Exact,    "(quantize ?q (expand ?m ?x))",                                hoist_quantize),
+        rule("hoist-gather",           Exact,    "(quantize ?q (gather ?m ?x))",                                hoist_quantize),
+        rule("hoist-concat-2",         Exact,    "(quantize ?q (concat ?m ?a ?b))",                             hoist_concat),
+        rule("requantize",             Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize),
+        rule("requantize-add",         Rounding, "(quantize ?q (add ?m (dequantize ?da ?a) (dequantize ?db ?b)))", requantize_add),
+    ]
+}
+
+/// Scales of a product: per tensor times per tensor, or times per last axis.
+fn product_quant(a: &Quant, b: &Quant, b_axis: usize, result_axis: usize) -> Option<Quant> {
+    let left = a.single()?;
+    match b.axis {
+        None => Some(Quant::per_tensor(left * b.single()?, 0)),
+        Some(axis) if axis == b_axis => {
+            Some(Quant::per_axis(b.scale.iter().map(|s| left * s.0), result_axis, 0))
+        }
+        Some(_) => None,
+    }
+}
+
+fn sink_matmul(m: &mut Match<'_>) -> Option<Id> {
+    matmul(m, None)
+}
+
+fn sink_matmul_bias(m: &mut Match<'_>) -> Option<Id> {
+    let bias = m.constant("?bias")?;
+    matmul(m, Some(&bias))
+}
+
+fn matmul(m: &mut Match<'_>, bias: Option<&Const>) -> Option<Id> {
+    let (a, b) = (m.ty("?a")?, m.ty("?b")?);
+    let (qa, qb) = (a.quant?, b.quant?);
+    let quant = product_quant(&qa, &qb, b.shape.rank() - 1, m.root_type()?.shape.rank() - 1)?;
+    let op = Op::IntMatMul { a_zero: qa.zero_point.into(), b_zero: qb.zero_point.into() };
+    let mut operands = vec![m.var("?a")?, m.var("?b")?];
+    if let Some(bias) = bias {
+        operands.push(accumulator_bias(m, bias, &quant, b.shape.last_fixed()?)?);
+    }
+    let product = m.apply(op, Some(quant), &operands)?;
+    m.dequantize(product)
+}
+
+/// The bias in accumulator steps; its rounding is half an accumulator step, far below one output step.
+fn accumulator_bias(m: &mut Match<'_>, bias: &Const, quant: &Quant, channels: usize) -> Option<Id> {
+    if bias.ty.elem != Elem::F32 {
+        return None;
+    }
+    let values = bias.values::<f32>();
+    let at = |c: usize| f64::from(values[if values.len() == 1 { 0 } else { c }]);
+    let steps: Vec<i32> = (0..channels).map(|c| to_i32(at(c) / quant.scale_at(c))).collect::<Option<_>>()?;
+    Some(m.i32_vector("bias", &steps))
+}
+
+fn to_i32(x: f64) -> Option<i32> {
+    let r = x.round();
+    (r.abs() < 2f64.powi(30)).then_some(r as i32)
+}
+
+fn sink_conv(m: &mut Match<'_>) -> Option<Id> {
+    conv(m, None)
+}
+
+fn sink_conv_bias(m: &mut Match<'_>) -> Option<Id> {
+    let bias = m.constant("?bias")?;
+    conv(m, Some(&bias))
+}
+
+fn conv(m: &mut Match<'_>, bias: Option<&Const>) -> Option<Id> {
+    let Op::Conv2d { strides, pads, dilations, groups } = m.attrs("?m")?.op else { return None };
+    let (x, w) = (m.ty("?a")?, m.ty("?b")?);
+    let (qx, qw) = (x.quant?, w.quant?);
+    if qw.zero_point != 0 {
+        return None;
+    }
+    let quant = product_quant(&qx, &qw, 0, 1)?;
+    let op = Op::IntConv2d { strides, pads, dilations, groups, x_zero: qx.zero_point.into() };
+    let mut operands = vec![m.var("?a")?, m.var("?b")?];
+    if let Some(bias) = bias {
+        operands.push(accumulator_bias(m, bias, &quant, w.shape.0[0].as_fixed()?)?);
+    }
+    let product = m.apply(op, Some(quant), &operands)?;
+    m.dequantize(product)
+}
+
+/// `sum (a - z) w = sum a w - z * sum w`: the zero point of the left operand moves into the bias.
+fn fold_zero_point(m: &mut Match<'_>) -> Option<Id> {
+    let Op::IntMatMul { a_zero, b_zero: 0 } = m.attrs("?m")?.op else { return None };
+    let weights = m.constant("?b")?;
+    if a_zero == 0 || weights.ty.shape.rank() != 2 || weights.layout.is_some() {
+        return None;
+    }
+    let columns = weights.ty.shape.last_fixed()?;
+    let mut sums = vec![0i64; columns];
+    for (i, w) in weights.ints().into_iter().enumerate() {
+        sums[i % columns] += w;
+    }
+    let bias = match m.var("?bias") {
+        Some(_) => m.constant("?bias")?.ints(),
+        None => vec![0],
+    };
+    let at = |c: usize| bias[if bias.len() == 1 { 0 } else { c }];
+    let folded = (0..columns).map(|c| i32::try_from(at(c) - a_zero * sums[c]).ok()).collect::<Option<Vec<_>>>()?;
+    let bias = m.i32_vector("bias", &folded);
+    let quant = m.root_type()?.quant;
+    let operands = [m.var("?a")?, m.var("?b")?, bias];
+    m.apply(Op::IntMatMul { a_zero: 0, b_zero: 0 }, quant, &operands)
+}
+
+fn sink_movement(m: &mut Match<'_>) -> Option<Id> {
+    let op = m.attrs("?m")?.op;
+    let x = m.var("?x")?;
+    let moved = m.apply(op, None, &[x])?;
+    m.dequantize(moved)
+}
+
+fn sink_pad(m: &mut Match<'_>) -> Option<Id> {
+    let Op::Pad { before, after, value } = m.attrs("?m")?.op else { return None };
+    let x = m.ty("?x")?;
+    let quant = x.quant?;
+    let steps = (value.0 / quant.single()?).round() + f64::from(quant.zero_point);
+    let (lo, hi) = x.elem.range()?;
+    // only a value that the integers hold exactly may be padded
+    let exact = (steps - f64::from(quant.zero_point)) * quant.single()? == value.0;
+    if !exact || steps < lo as f64 || steps > hi as f64 {
+        return None;
+    }
+    let operand = m.var("?x")?;
+    let moved = m.apply(Op::Pad { before, after, value: steps.into() }, None, &[operand])?;
+    m.dequantize(moved)
+}
+
+fn sink_concat(m: &mut Match<'_>) -> Option<Id> {
+    let op = m.attrs("?m")?.op;
+    let parts: Vec<Id> = ["?a", "?b", "?c"].iter().filter_map(|v| m.var(v)).collect();
+    let joined = m.apply(op, None, &parts)?;
+    m.dequantize(joined)
+}
+
+fn sink_sum(m: &mut Match<'_>) -> Option<Id> {
+    let Op::ReduceSum { axes, keep } = m.attrs("?m")?.op else { return None };
+    sum(m, &axes, keep, 1.0)
+}
+
+fn sink_mean(m: &mut Match<'_>) -> Option<Id> {
+    let Op::ReduceMean { axes, keep } = m.attrs("?m")?.op else { return None };
+    let shape = m.ty("?x")?.shape;
+    let count: usize = axes.iter().map(|&a| shape.0[a].size).product();
+    sum(m, &axes, keep, 1.0 / count as f64)
+}
+
+/// A sum of integers has the operand's scale and a zero point for each element summed.
+fn sum(m: &mut Match<'_>, axes: &[usize], keep: bool, factor: f64) -> Option<Id> {
+    let x = m.ty("?x")?;
+    let quant = x.quant?;
+    let [axis] = *axes else { return None };
+    let zero = i64::from(quant.zero_point) * x.shape.0[axis].size as i64;
+    let quant = Quant::per_tensor(quant.single()? * factor, i32::try_from(zero).ok()?);
+    let operand = m.var("?x")?;
+    let total = m.apply(Op::IntReduceSum { axis, keep }, Some(quant), &[operand])?;
+    m.dequantize(total)
+}
+
+/// Operands of one scale add as integers. The sum saturates at 16 bits; the shared scale has headroom for it.
+fn sink_add(m: &mut Match<'_>) -> Option<Id> {
+    let (a, b) = (m.ty("?a")?, m.ty("?b")?);
+    let (qa, qb) = (a.quant?, b.quant?);
+    if qa != qb || qa.zero_point != 0 || qa.single().is_none() || a.elem != Elem::I16 || b.elem != Elem::I16 {
+        return None;
+    }
+    let operands = [m.var("?a")?, m.var("?b")?];
+    let total = m.apply(Op::IntAdd { to: Elem::I16 }, Some(qa), &operands)?;
+    m.dequantize(total)
+}
+
+fn scalar_constant(m: &Match<'_>) -> Option<f64> {
+    let c = m.constant("?c")?;
+    let values = c.values::<f32>();
+    (c.ty.elem == Elem::F32 && values.len() == 1 && c.ty.shape.rank() <= 1).then(|| f64::from(values[0]))
+}
+
+fn sink_scale(m: &mut Match<'_>) -> Option<Id> {
+    let factor = scalar_constant(m)?;
+    rescale(m, factor)
+}
+
+fn sink_divisor(m: &mut Match<'_>) -> Option<Id> {
+    let factor = 1.0 / scalar_constant(m)?;
+    rescale(m, factor)
+}
+
+/// Multiplying by a positive constant changes what the integers mean, not the integers: a reshape to the same shape with
+/// another quantization, which costs nothing.
+fn rescale(m: &mut Match<'_>, factor: f64) -> Option<Id> {
+    let x = m.ty("?x")?;
+    let quant = x.quant?;
+    if !(factor > 0.0 && factor.is_finite()) || m.root_type()?.shape != x.shape {
+        return None;
+    }
+    let quant = Quant { scale: quant.scale.iter().map(|s| (s.0 * factor).into()).collect(), ..quant };
+    let operand = m.var("?x")?;
+    let relabelled = m.apply(Op::Reshape { shape: x.shape }, Some(quant), &[operand])?;
+    m.dequantize(relabelled)
+}
+
+/// `quantize(move(x)) = move(quantize(x))`.
+fn hoist_quantize(m: &mut Match<'_>) -> Option<Id> {
+    let (q, op) = (m.attrs("?q")?, m.attrs("?m")?.op);
+    q.quant.as_ref()?.single()?;
+    let x = m.var("?x")?;
+    if m.fact(x).constant.is_some() {
+        return None;
+    }
+    let quantized = m.apply(q.op, q.quant, &[x])?;
+    m.apply(op, None, &[quantized])
+}
+
+fn hoist_concat(m: &mut Match<'_>) -> Option<Id> {
+    let (q, op) = (m.attrs("?q")?, m.attrs("?m")?.op);
+    q.quant.as_ref()?.single()?;
+    let (a, b) = (m.var("?a")?, m.var("?b")?);
+    let a = m.apply(q.op.clone(), q.quant.clone(), &[a])?;
+    let b = m.apply(q.op, q.quant, &[b])?;
+    m.apply(op, None, &[a, b])
+}
+
+/// `quantize(dequantize(x))` is one dyadic requantize, or nothing when the quantization stays.
+fn requantize(m: &mut Match<'_>) -> Option<Id> {
+    let (q, x) = (m.attrs("?q")?, m.var("?x")?);
+    requantized(m, x, q.quant?, q.op)
+}
+
+fn requantized(m: &mut Match<'_>, x: Id, target: Quant, op: Op) -> Option<Id> {
+    let Op::Quantize { to } = op else { return None };
+    let ty = m.fact(x).ty.clone()?;
+    let source = ty.quant.clone()?;
+    if ty.elem == to && source == target {
+        return Some(x);
+    }
+    let scale = target.single()?;
+    let ratios: Vec<f64> = source.scale.iter().map(|s| s.0 / scale).collect();
+    let (multipliers, shift) = arith::dyadic(&ratios)?;
+    let multiplier = m.i32_vector("multiplier", &multipliers);
+    let axis = source.axis.or(ty.shape.rank().checked_sub(1))?;
+    let (x_zero, zero_point) = (source.zero_point.into(), target.zero_point.into());
+    m.apply(Op::IntRequant { axis, x_zero, shift, zero_point, to }, Some(target), &[x, multiplier])
+}
+
+/// Operands of different scales: each is requantized to the result's, then they add (I-ViT: two roundings).
+fn requantize_add(m: &mut Match<'_>) -> Option<Id> {
+    let q = m.attrs("?q")?;
+    let (target, Op::Quantize { to: Elem::I16 }) = (q.quant?, &q.op) else { return None };
+    if target.zero_point != 0 {
+        return None;
+    }
+    let (a, b) = (m.var("?a")?, m.var("?b")?);
+    let a = requantized(m, a, target.clone(), q.op.clone())?;
+    let b = requantized(m, b, target.clone(), q.op.clone())?;
+    m.apply(Op::IntAdd { to: Elem::I16 }, Some(target), &[a, b])
+}
+
+/// A rank-1 type for constants of rules elsewhere.
+pub(super) fn vector(elem: Elem, len: usize) -> TensorType {
+    TensorType::new(elem, Shape::fixed(&[len]))
+}

@@ -1,0 +1,215 @@
+//! Interval analysis: proves for every accumulator that 32 bits suffice, or says which does not.
+
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Module, Node, Op, ValueId};
+
+use super::report::Accumulator;
+
+/// What is known of the integers of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Interval {
+    lo: i64,
+    hi: i64,
+    /// Bound on the sum of a row, tighter than its length times `hi`. For softmax maps.
+    row_sum: Option<i64>,
+    /// Whether every row holds its type's maximum, 255. For exponentials.
+    peaked: bool,
+}
+
+impl Interval {
+    fn new(lo: i64, hi: i64) -> Interval {
+        Interval { lo, hi, row_sum: None, peaked: false }
+    }
+
+    fn magnitude(self) -> i64 {
+        self.lo.abs().max(self.hi.abs())
+    }
+}
+
+/// The proof for every accumulator of a module of stage `integerize`; diagnostics for those that can overflow.
+pub fn prove(module: &Module) -> Result<Vec<Accumulator>, Diagnostics> {
+    let mut known: Vec<Interval> = Vec::with_capacity(module.values.len());
+    let mut proofs = Vec::new();
+    let mut problems = Diagnostics::default();
+    for (v, value) in module.values.iter().enumerate() {
+        let interval = match value.def {
+            Def::Node(n) => {
+                let node = &module.nodes[n];
+                let interval = node_interval(module, node, &known);
+                if accumulates(&node.op) {
+                    let Interval { lo, hi, .. } = interval;
+                    proofs.push(Accumulator { loc: node.loc.clone(), op: node.op.name(), lo, hi });
+                    if lo < i32::MIN.into() || hi > i32::MAX.into() {
+                        problems.push(overflow(node, interval));
+                    }
+                }
+                interval
+            }
+            Def::Const(c) => const_interval(&module.consts[c]),
+            Def::Input(_) => of_type(module, ValueId(v as u32)),
+        };
+        known.push(interval);
+    }
+    problems.or(proofs)
+}
+
+fn accumulates(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::IntMatMul { .. }
+            | Op::IntConv2d { .. }
+            | Op::IntReduceSum { .. }
+            | Op::IntReciprocal { .. }
+            | Op::IntMul { .. }
+            | Op::IntLayerNorm { .. }
+            | Op::IntShiftGelu { .. }
+            | Op::IntRequant15 { .. }
+    )
+}
+
+fn overflow(node: &Node, interval: Interval) -> Diagnostic {
+    let message = format!("the accumulator of `{}` may reach {}..={}, which leaves 32 bits", node.op.name(), interval.lo, interval.hi);
+    let d = Diagnostic::new("overflow", message).help("this layer is too wide for 8-bit operands in 32-bit accumulators");
+    match &node.loc {
+        Some(loc) => d.at(loc.to_string()),
+        None => d,
+    }
+}
+
+fn of_type(module: &Module, v: ValueId) -> Interval {
+    let (lo, hi) = module.ty(v).elem.range().unwrap_or((0, 0));
+    Interval::new(lo, hi)
+}
+
+fn const_interval(c: &Const) -> Interval {
+    let values = c.ints();
+    Interval::new(values.iter().copied().min().unwrap_or(0), values.iter().copied().max().unwrap_or(0))
+}
+
+fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
+    let operand = |i: usize| known[node.operands[i].0 as usize];
+    match &node.op {
+        Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => {
+            Interval { row_sum: None, peaked: false, ..operand(0) }
+        }
+        Op::Concat { .. } => {
+            let all = (0..node.operands.len()).map(operand);
+            all.reduce(|a, b| Interval::new(a.lo.min(b.lo), a.hi.max(b.hi))).unwrap_or(Interval::new(0, 0))
+        }
+        Op::Pad { value, .. } => {
+            let (x, v) = (operand(0), value.0 as i64);
+            Interval::new(x.lo.min(v), x.hi.max(v))
+        }
+        Op::IntMatMul { a_zero, b_zero } => matmul(module, node, operand(0), operand(1), *a_zero, *b_zero),
+        Op::IntConv2d { x_zero, .. } => conv(module, node, operand(0), *x_zero),
+        Op::IntMul { a_zero, b_zero } => product(shifted(operand(0), *a_zero), shifted(operand(1), *b_zero)),
+        Op::IntReduceSum { axis, .. } => {
+            let shape = &module.ty(node.operands[0]).shape;
+            let count = shape.0[*axis].size as i64;
+            let (x, last) = (operand(0), axis + 1 == shape.rank());
+            let hi = if last { x.row_sum.unwrap_or(x.hi * count) } else { x.hi * count };
+            Interval::new(if last && x.peaked { 255 } else { x.lo * count }, hi)
+        }
+        Op::IntReciprocal { numerator } => {
+            let x = operand(0);
+            // a divisor that may be zero or negative has no bound: report it as an overflow
+            if x.lo < 1 { Interval::new(i64::MIN, i64::MAX) } else { Interval::new(0, (numerator + x.lo / 2) / x.lo) }
+        }
+        Op::IntExp { .. } => Interval { peaked: true, ..Interval::new(0, 255) },
+        Op::IntShiftmax { bits, .. } => Interval { row_sum: Some(1 << (bits - 1)), ..Interval::new(0, 1 << (bits - 1)) },
+        Op::IntShiftGelu { x_zero, bits, .. } => {
+            let x = shifted(operand(0), *x_zero);
+            Interval::new(x.lo.min(0) << (bits - 1), x.hi.max(0) << (bits - 1))
+        }
+        Op::IntLayerNorm { guard, norm_bits, recip_bits, .. } => {
+            layernorm(module, node, *guard, *norm_bits, *recip_bits, operand(1), operand(2))
+        }
+        Op::IntRequant15 { pre_shift, .. } if *pre_shift > 0 => {
+            let x = operand(0);
+            // what must fit is the sum before the first shift; its proof stands for the op
+            let half = 1i64 << (pre_shift - 1);
+            Interval::new(x.lo + half, x.hi + half)
+        }
+        Op::IntClamp { lo, hi } => Interval::new(operand(0).lo.clamp(*lo, *hi), operand(0).hi.clamp(*lo, *hi)),
+        Op::IntTable {} => operand(1),
+        _ => of_type(module, node.result),
+    }
+}
+
+fn shifted(x: Interval, zero: i64) -> Interval {
+    Interval::new(x.lo - zero, x.hi - zero)
+}
+
+fn product(a: Interval, b: Interval) -> Interval {
+    let corners = [a.lo * b.lo, a.lo * b.hi, a.hi * b.lo, a.hi * b.hi];
+    Interval::new(corners.into_iter().min().unwrap_or(0), corners.into_iter().max().unwrap_or(0))
+}
+
+fn plus_bias(module: &Module, node: &Node, sums: Vec<(i64, i64)>) -> Interval {
+    let bias = node.operands.get(2).and_then(|&b| module.const_of(b)).map(|c| c.ints()).unwrap_or_else(|| vec![0]);
+    let at = |c: usize| bias[if bias.len() == 1 { 0 } else { c.min(bias.len() - 1) }];
+    let lo = sums.iter().enumerate().map(|(c, s)| s.0 + at(c)).min().unwrap_or(0);
+    let hi = sums.iter().enumerate().map(|(c, s)| s.1 + at(c)).max().unwrap_or(0);
+    Interval::new(lo, hi)
+}
+
+/// Smallest and largest sum of `x * w` over these weights.
+fn add_term(sum: &mut (i64, i64), x: Interval, w: i64) {
+    let (p, q) = (x.lo * w, x.hi * w);
+    sum.0 += p.min(q);
+    sum.1 += p.max(q);
+}
+
+fn matmul(module: &Module, node: &Node, a: Interval, b: Interval, a_zero: i64, b_zero: i64) -> Interval {
+    let constant = module.const_of(node.operands[1]).filter(|c| c.layout.is_none() && c.ty.shape.rank() == 2);
+    let x = shifted(a, a_zero);
+    if let Some(weights) = constant {
+        let columns = weights.ty.shape.last_fixed().unwrap_or(1).max(1);
+        let mut sums = vec![(0, 0); columns];
+        for (i, w) in weights.ints().into_iter().enumerate() {
+            add_term(&mut sums[i % columns], x, w - b_zero);
+        }
+        return plus_bias(module, node, sums);
+    }
+    let k = module.ty(node.operands[0]).shape.last_fixed().unwrap_or(1) as i64;
+    let y = shifted(b, b_zero);
+    let bound = match a.row_sum {
+        Some(sum) if a_zero == 0 && a.lo >= 0 => sum.min(k * x.hi) * y.magnitude(),
+        _ => return plus_bias(module, node, vec![{
+            let p = product(x, y);
+            (p.lo * k, p.hi * k)
+        }]),
+    };
+    plus_bias(module, node, vec![(-bound, bound)])
+}
+
+fn conv(module: &Module, node: &Node, x: Interval, x_zero: i64) -> Interval {
+    let x = shifted(x, x_zero);
+    let x = Interval::new(x.lo.min(0), x.hi.max(0)); // padding adds zeros
+    let Some(weights) = module.const_of(node.operands[1]) else {
+        let per_output: i64 = module.ty(node.operands[1]).shape.0[1..].iter().map(|d| d.size as i64).product();
+        let bound = per_output * x.magnitude() * 128;
+        return plus_bias(module, node, vec![(-bound, bound)]);
+    };
+    let outputs = weights.ty.shape.0[0].size.max(1);
+    let values = weights.ints();
+    let per_output = (values.len() / outputs).max(1);
+    let sums = values.chunks(per_output).map(|channel| {
+        let mut sum = (0, 0);
+        channel.iter().for_each(|&w| add_term(&mut sum, x, w));
+        sum
+    });
+    plus_bias(module, node, sums.collect())
+}
+
+/// `|d*r| <= 2^(guard+norm_bits+recip_bits)` and `|n| <= 2^(guard+norm_bits)` by the Cauchy-Schwarz bound
+/// `|C x - s1| <= sqrt(C-1) sigma`, doubled for the floor of the root; what is left to prove is the last sum.
+fn layernorm(module: &Module, node: &Node, guard: u32, norm_bits: u32, recip_bits: u32, gamma: Interval, beta: Interval) -> Interval {
+    let channels = module.ty(node.operands[0]).shape.last_fixed().unwrap_or(1) as f64;
+    let wide_enough = 2f64.powi(guard as i32 - 1) >= channels.sqrt();
+    if !wide_enough || guard + norm_bits + recip_bits > 30 {
+        return Interval::new(i64::MIN, i64::MAX);
+    }
+    let n = 1i64 << (guard + norm_bits);
+    let bound = n * gamma.magnitude() + beta.magnitude();
+    Interval::new(-bound, bound)
+}

@@ -1,0 +1,183 @@
+//! Rules: one line each, with a name, an exactness class, a pattern and a builder that is also the guard.
+
+use std::sync::Arc;
+
+use egg::{Applier, Id, PatternAst, Rewrite, Subst, Symbol, Var};
+use vitc_ir::{Const, Elem, Op, Quant, Shape, TensorType, ValueId};
+
+use super::facts::{EGraph, Fact, Facts};
+use super::report::{Error, Site};
+use super::term::{Attrs, Term};
+
+/// Which book a rule stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Book {
+    /// Scale algebra.
+    Qdq,
+    /// Integer forms of float ops.
+    Forms,
+}
+
+/// How far the right side may be from the left. Each rule is tested against its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exactness {
+    /// The same reals, but for float rounding of the left side.
+    Exact,
+    /// The result, quantized, differs by at most one step (another rounding).
+    Rounding,
+    /// An approximation; its error is measured at every site and must stay within the budget.
+    Approximate,
+}
+
+/// Builds the right side; `None` when the guard refuses.
+pub type Build = fn(&mut Match<'_>) -> Option<Id>;
+
+/// A rewrite rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Name, unique over all books.
+    pub name: &'static str,
+    /// Its book.
+    pub book: Book,
+    /// Its exactness class.
+    pub exactness: Exactness,
+    /// The left side.
+    pub pattern: String,
+    /// The right side and the guard.
+    pub build: Build,
+}
+
+impl Rule {
+    /// The rule as egg runs it.
+    pub fn rewrite(&self) -> Rewrite<Term, Facts> {
+        let pattern: egg::Pattern<Term> = self.pattern.parse().unwrap_or_else(|e| panic!("rule {}: {e}", self.name));
+        Rewrite::new(self.name, pattern, self.clone()).unwrap_or_else(|e| panic!("rule {}: {e}", self.name))
+    }
+}
+
+impl Applier<Term, Facts> for Rule {
+    fn apply_one(
+        &self,
+        egraph: &mut EGraph,
+        class: Id,
+        subst: &Subst,
+        _: Option<&PatternAst<Term>>,
+        rule: Symbol,
+    ) -> Vec<Id> {
+        let mut m = Match { egraph, class, subst };
+        match (self.build)(&mut m) {
+            Some(new) if m.egraph.union_trusted(class, new, rule) => vec![class],
+            _ => vec![],
+        }
+    }
+}
+
+/// A match of a rule's pattern, with what a builder needs.
+pub struct Match<'a> {
+    egraph: &'a mut EGraph,
+    class: Id,
+    subst: &'a Subst,
+}
+
+impl Match<'_> {
+    /// The class bound to a pattern variable, given with its question mark.
+    pub fn var(&self, name: &str) -> Option<Id> {
+        self.subst.get(name.parse::<Var>().ok()?).copied()
+    }
+
+    /// Facts of a class.
+    pub fn fact(&self, id: Id) -> &Fact {
+        &self.egraph[id].data
+    }
+
+    /// Type of a variable.
+    pub fn ty(&self, name: &str) -> Option<TensorType> {
+        self.fact(self.var(name)?).ty.clone()
+    }
+
+    /// Type of the matched class.
+    pub fn root_type(&self) -> Option<TensorType> {
+        self.fact(self.class).ty.clone()
+    }
+
+    /// Name of the ONNX node matched.
+    pub fn loc(&self) -> Option<Arc<str>> {
+        self.fact(self.class).loc.clone()
+    }
+
+    /// The attributes bound to a variable.
+    pub fn attrs(&self, name: &str) -> Option<Attrs> {
+        self.fact(self.var(name)?).attrs.as_deref().cloned()
+    }
+
+    /// The constant bound to a variable, if it is one.
+    pub fn constant(&self, name: &str) -> Option<Const> {
+        let v = self.fact(self.var(name)?).constant?;
+        self.egraph.analysis.const_of(v).cloned()
+    }
+
+    /// What the user asked for.
+    pub fn options(&self) -> &super::Options {
+        &self.egraph.analysis.options
+    }
+
+    /// Adds an application; `None` when it does not type.
+    pub fn apply(&mut self, op: Op, quant: Option<Quant>, operands: &[Id]) -> Option<Id> {
+        let name = op.name();
+        let attrs = self.egraph.add(Term::Attrs(Box::new(Attrs { op, quant })));
+        let children: Vec<Id> = std::iter::once(attrs).chain(operands.iter().copied()).collect();
+        super::facts::applied_type(self.egraph, &children)?;
+        let id = self.egraph.add(Term::Apply(name, children));
+        let loc = self.loc();
+        let data = &mut self.egraph[id].data;
+        if data.loc.is_none() {
+            data.loc = loc;
+        }
+        Some(id)
+    }
+
+    /// Adds `dequantize` of a class.
+    pub fn dequantize(&mut self, x: Id) -> Option<Id> {
+        self.apply(Op::Dequantize {}, None, &[x])
+    }
+
+    /// Adds a constant; an equal one is reused.
+    pub fn constant_of<T: bytemuck::NoUninit>(&mut self, name: &str, ty: TensorType, values: &[T]) -> Id {
+        let facts = &mut self.egraph.analysis;
+        let new = Const::new(name, ty, values);
+        let same = |c: &Const| c.data == new.data && c.ty == new.ty;
+        let index = facts.consts.iter().position(same).unwrap_or_else(|| {
+            facts.consts.push(new.clone());
+            facts.consts.len() - 1
+        });
+        let value = ValueId((facts.module.values.len() + index) as u32);
+        self.egraph.add(Term::Value(value))
+    }
+
+    /// Adds a rank-1 `i32` constant named after the matched node.
+    pub fn i32_vector(&mut self, what: &str, values: &[i32]) -> Id {
+        let name = format!("{}.{what}", self.loc().as_deref().unwrap_or("value"));
+        let ty = TensorType::new(Elem::I32, Shape::fixed(&[values.len()]));
+        self.constant_of(&name, ty, values)
+    }
+
+    /// Notes a candidate form of a nonlinear site and says whether its error is within the budget. A user who asked for the
+    /// shift forms gets them whatever their error.
+    pub fn admit(&mut self, op: &'static str, form: &'static str, cost: u64, error: Error) -> bool {
+        let shift = form.starts_with("shift");
+        let options = &self.egraph.analysis.options;
+        let allowed = match options.nonlinear {
+            super::Nonlinear::Shift => shift,
+            super::Nonlinear::Auto => match error {
+                Error::Steps(steps) => steps <= options.budget_steps,
+                Error::Relative(share) => share <= options.budget_relative,
+            },
+        };
+        let site = Site { loc: self.loc(), op, form, cost, error, allowed, chosen: false };
+        let sites = &mut self.egraph.analysis.sites;
+        if !sites.iter().any(|s| (&s.loc, s.op, s.form) == (&site.loc, site.op, site.form)) {
+            sites.push(site);
+        }
+        allowed
+    }
+}

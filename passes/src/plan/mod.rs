@@ -1,0 +1,84 @@
+//! Room 6: packed weights, views, and a place in the arena for every value that is materialised.
+//!
+//! The plan is made per image: at batch N every place and size is multiplied by N, so one plan serves every batch and what
+//! does not overlap for one image does not overlap for N.
+
+mod arena;
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use vitc_ir::layout::Layout;
+use vitc_ir::{Class, Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
+
+/// What the planner must know of the code generator.
+pub struct Target<'a> {
+    /// Layout in which the weights [k, n] of a matrix product are streamed.
+    pub weight_layout: &'a dyn Fn(usize, usize) -> Layout,
+    /// Whether the users of that movement node can address through it.
+    pub is_view: &'a dyn Fn(&Module, usize) -> bool,
+}
+
+/// Alignment of places in the arena, one cache line.
+pub const ALIGN: usize = 64;
+
+/// The module of stage `plan`.
+pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> {
+    let packed = pack(module, target);
+    let views: Vec<bool> = (0..packed.nodes.len())
+        .map(|n| packed.nodes[n].op.class() == Class::Move && (target.is_view)(&packed, n))
+        .collect();
+    arena::place(packed, &views).map_err(|e| Diagnostic::new("plan", e).into())
+}
+
+/// The module with the weights of matrix products packed, and a copy for each other use.
+fn pack(module: &Module, target: &Target<'_>) -> Module {
+    let mut out = module.successor(Stage::Plan);
+    out.lanes = module.lanes.clone();
+    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut packed: HashMap<ValueId, ValueId> = HashMap::new();
+    for input in &module.inputs {
+        map.insert(input.value, out.input(input.name.clone(), module.ty(input.value).clone()));
+    }
+    for node in &module.nodes {
+        let operands: Vec<ValueId> = node
+            .operands
+            .iter()
+            .enumerate()
+            .map(|(i, &v)| match weights(module, node, i) {
+                Some(c) => *packed.entry(v).or_insert_with(|| out.constant(pack_const(c, target))),
+                None => *map.entry(v).or_insert_with(|| out.constant(constant(module, v))),
+            })
+            .collect();
+        let result = out.push_typed(node.op.clone(), &operands, module.ty(node.result).clone(), node.loc.clone());
+        map.insert(node.result, result);
+    }
+    for output in &module.outputs {
+        let value = *map.entry(output.value).or_insert_with(|| out.constant(constant(module, output.value)));
+        out.output(output.name.clone(), value);
+    }
+    out
+}
+
+fn constant(module: &Module, v: ValueId) -> Const {
+    match module.values[v.0 as usize].def {
+        Def::Const(c) => module.consts[c].clone(),
+        _ => unreachable!("an operand that is neither an input nor an earlier node is a constant"),
+    }
+}
+
+/// The weights of a matrix product, when operand `i` of the node is that.
+fn weights<'a>(module: &'a Module, node: &Node, i: usize) -> Option<&'a Const> {
+    let matrix = |c: &&Const| c.ty.elem == Elem::I8 && c.ty.shape.rank() == 2 && c.layout.is_none();
+    match node.op {
+        Op::FusedMatMul { b_zero: 0, .. } if i == 1 => module.const_of(node.operands[1]).filter(matrix),
+        _ => None,
+    }
+}
+
+fn pack_const(c: &Const, target: &Target<'_>) -> Const {
+    let (k, n) = (c.ty.shape.0[0].size, c.ty.shape.0[1].size);
+    let layout = (target.weight_layout)(k, n);
+    let data = Bytes::from(layout.pack(k, n, &c.data));
+    Const { name: c.name.clone(), ty: c.ty.clone(), layout: Some(layout), data }
+}
