@@ -24,6 +24,14 @@ pub enum RuntimeError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file could not be opened or mapped.
+    #[error("cannot map file '{path}': {source}")]
+    File {
+        /// Path as given.
+        path: String,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// A worker thread could not be started.
     #[error("cannot start a worker thread: {source}")]
     Spawn {

@@ -61,6 +61,39 @@ impl MappedRegion {
         Ok(Self { base, len, mapped, protection: Protection::Writable })
     }
 
+    /// Maps a regular file read-only.
+    ///
+    /// Nobody may shorten or overwrite the file while it is mapped: the bytes would change under shared references, and an
+    /// access past the new end would end the process. Writers that replace the file by renaming are safe.
+    ///
+    /// # Errors
+    /// [`RuntimeError::File`] when the file cannot be opened or mapped, or is not a regular file.
+    pub fn open_file(path: &std::path::Path) -> Result<Self, RuntimeError> {
+        use std::os::fd::AsRawFd;
+        let fault = |source| RuntimeError::File { path: path.display().to_string(), source };
+        let file = std::fs::File::open(path).map_err(fault)?;
+        let metadata = file.metadata().map_err(fault)?;
+        let len = usize::try_from(metadata.len()).map_err(|_| out_of_memory(usize::MAX))?;
+        if !metadata.is_file() {
+            return Err(fault(io::Error::other("it is not a regular file")));
+        }
+        if len == 0 {
+            let mut empty = Self::new_writable(0)?;
+            empty.make_readonly()?;
+            return Ok(empty);
+        }
+        let mapped = whole_pages(len).ok_or_else(|| out_of_memory(len))?;
+        let prot = Protection::ReadOnly.flags();
+        // SAFETY: a fresh private mapping at an address of the kernel's choice touches no existing memory; what remains, that
+        // the file changes while mapped, is the documented duty of whoever owns the file.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED {
+            return Err(fault(io::Error::last_os_error()));
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| out_of_memory(len))?;
+        Ok(Self { base, len, mapped, protection: Protection::ReadOnly })
+    }
+
     /// Bytes asked for on construction.
     pub fn len(&self) -> usize {
         self.len
@@ -237,6 +270,12 @@ fn page_size() -> usize {
 
 fn out_of_memory(len: usize) -> RuntimeError {
     RuntimeError::Map { len, source: io::Error::from(io::ErrorKind::OutOfMemory) }
+}
+
+impl AsRef<[u8]> for MappedRegion {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
 }
 
 #[cfg(test)]
