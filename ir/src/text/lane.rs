@@ -1,4 +1,5 @@
-//! Lane programs as text: the words of the instructions and the kinds of their arguments, in one table for both directions.
+//! Lane programs as text: the words of the instructions and the kinds of their arguments, one table for printer and
+//! parser.
 
 use super::print::symbol;
 use crate::lane::{Access, Inst, Program, Reg, Width};

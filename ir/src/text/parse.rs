@@ -1,5 +1,5 @@
-//! The parser: recursive descent, a function for each phrase. A statement that does not parse is reported and skipped, and
-//! what it would have defined is remembered as broken, so that its uses are not reported again.
+//! The parser: recursive descent, a function for each phrase. A statement that does not parse is reported and skipped,
+//! and what it would have defined is remembered as broken, so that its uses are not reported again.
 
 use std::collections::HashMap;
 use std::sync::Arc;

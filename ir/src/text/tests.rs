@@ -10,7 +10,7 @@ use crate::lane::{Access, Input, Program};
 use crate::layout::Layout;
 use crate::op::{OPS, Op, OpInfo};
 use crate::types::{Dim, Elem, Quant, Real, Shape, TensorType};
-use crate::verify::stored_len;
+use crate::verify::{stored_len, verify};
 
 /// Choices drawn from a string of bytes; zeros when it is used up, so that shorter strings mean simpler modules.
 struct Draw<'a>(std::slice::Iter<'a, u8>);
@@ -196,7 +196,9 @@ fn reparse(printed: &Printed) -> Module {
     parse(&printed.text, printed.blob.clone().into()).unwrap_or_else(|e| panic!("{e}\n{}", printed.text))
 }
 
+/// The module comes back whole; that it makes no sense, the verifier may say, but not panic.
 fn assert_round_trip(m: &Module) {
+    let _ = verify(m);
     let printed = print(m);
     let back = reparse(&printed);
     assert_eq!(print(&back), printed);
@@ -339,6 +341,7 @@ fn mutated_texts_never_panic_and_what_parses_is_stable() {
         let printed = print(&m);
         match parse(&mutate(&mut draw, &printed.text), printed.blob.into()) {
             Ok(m) => {
+                let _ = verify(&m);
                 let printed = print(&m);
                 assert_eq!(print(&reparse(&printed)), printed);
                 parsed += 1;
@@ -533,4 +536,21 @@ fn a_module_that_refers_to_nothing_prints() {
     let mut m = Module::new("m", Stage::Import);
     m.output("y", ValueId(7));
     assert!(print(&m).text.contains("(%? \"y\")"));
+}
+
+#[test]
+fn counts_have_limits() {
+    use crate::verify::limits::{CONSTS, NODES};
+    let nodes = |n: usize| {
+        let lines: String = (0..n).map(|i| format!("%{i} = exp %x : tensor<f32>\n")).collect();
+        format!("graph (%x: tensor<f32>) -> () {{\n{lines}}}")
+    };
+    assert_eq!(problems(&nodes(NODES)), []);
+    assert_eq!(problems(&nodes(NODES + 1)), [("limit-nodes", format!("{}:1", NODES + 3))]);
+    let consts = |n: usize| {
+        let lines: String = (0..n).map(|i| format!("const @c{i} : tensor<i8> = [1]\n")).collect();
+        format!("{lines}graph () -> () {{\n}}")
+    };
+    assert_eq!(problems(&consts(CONSTS)), []);
+    assert_eq!(problems(&consts(CONSTS + 1)), [("limit-consts", format!("{}:7", CONSTS + 2))]);
 }

@@ -1,31 +1,110 @@
 //! The verifier: collects everything that is wrong with a module of a stage.
+//!
+//! Codes of the violations, by the file that finds them:
+//!
+//! * `structure`: `value-id`, `value-def`, `order`, `duplicate-name`, `limit-nodes`, `limit-consts`, `limit-name`
+//! * `types`: `operand-count`, `type-rule`, `result-type`, `movement-quant`, `missing-quant`, `quant-elem`,
+//!   `quant-scale`, `quant-axis`, `quant-zero-point`, `const-data`, `limit-rank`, `limit-elements`
+//! * `lanes`: `lane-form`, `lane-missing`, `lane-inputs`, `lane-input`, `lane-output`
+//! * `stage`: `stage-op`, `float-inside`
+//! * `plan`: `place-early`, `no-place`, `place-range`, `place-overlap`, `limit-arena`
 
 pub mod limits;
 
-use crate::diag::Diagnostics;
-use crate::graph::Module;
-use crate::layout::Layout;
-use crate::types::TensorType;
+mod lanes;
+mod plan;
+mod stage;
+mod structure;
+#[cfg(test)]
+mod tests;
+mod types;
 
-/// Checks structure, types, stage and lane programs; reports every violation at once.
-pub fn verify(_module: &Module) -> Result<(), Diagnostics> {
-    Ok(())
+use crate::diag::{Diagnostic, Diagnostics};
+use crate::graph::{Def, Module, ValueId};
+use crate::layout::Layout;
+use crate::types::{Shape, TensorType};
+
+/// Checks structure, types, stage, lane programs and plan; reports every violation at once.
+///
+/// What follows the values through the graph (stage, plan) is checked only when the structure is sound, and an op's
+/// type rule only when its operands' types are.
+pub fn verify(module: &Module) -> Result<(), Diagnostics> {
+    let mut checker = Checker { m: module, found: Diagnostics::default() };
+    checker.names();
+    let before = checker.found.0.len();
+    let sound = checker.structure();
+    let structured = checker.found.0.len() == before;
+    let typed = checker.types();
+    checker.lanes();
+    checker.ops();
+    for (i, node) in module.nodes.iter().enumerate().filter(|(i, _)| sound[*i]) {
+        if node.operands.iter().all(|v| typed[v.0 as usize]) {
+            checker.node_type(i);
+        }
+        checker.node_lane(i);
+    }
+    if structured {
+        checker.doors();
+        checker.plan();
+    }
+    checker.found.or(())
 }
 
-/// Bytes of a constant of this type in this layout, or why there is no such constant.
+/// A module being checked and what was found so far.
+struct Checker<'m> {
+    m: &'m Module,
+    found: Diagnostics,
+}
+
+impl Checker<'_> {
+    fn report(&mut self, code: &'static str, place: String, message: impl Into<String>) {
+        self.found.push(Diagnostic::new(code, message).at(place));
+    }
+
+    fn at_node(&mut self, node: usize, code: &'static str, message: impl Into<String>) {
+        let place = self.node_place(node);
+        self.report(code, place, message);
+    }
+
+    /// `%7 int.matmul (/blocks.0/mlp/fc1/MatMul)`.
+    fn node_place(&self, node: usize) -> String {
+        let Some(n) = self.m.nodes.get(node) else { return format!("%{node}") };
+        let loc = n.loc.as_ref().map(|l| format!(" ({l})")).unwrap_or_default();
+        format!("%{node} {}{loc}", n.op.name())
+    }
+
+    fn value_place(&self, v: ValueId) -> String {
+        match self.m.values.get(v.0 as usize).map(|value| value.def) {
+            Some(Def::Node(n)) => self.node_place(n),
+            Some(Def::Input(i)) => self.m.inputs.get(i).map_or("an input".into(), |i| format!("input {:?}", i.name)),
+            Some(Def::Const(c)) => self.m.consts.get(c).map_or("a constant".into(), |c| format!("const {:?}", c.name)),
+            None => format!("value {}", v.0),
+        }
+    }
+}
+
+/// Element type and shape, for messages.
+fn brief(ty: &TensorType) -> String {
+    format!("tensor<{}{}>", ty.shape, ty.elem)
+}
+
+fn brief_shape(shape: &Shape) -> String {
+    let dims: Vec<_> = shape.0.iter().map(|d| d.to_string()).collect();
+    format!("[{}]", dims.join(", "))
+}
+
+/// Bytes of a constant of this type in this layout, or why there is no such constant. Leading dimensions of a packed
+/// constant are separate matrices.
 pub(crate) fn stored_len(ty: &TensorType, layout: Option<Layout>) -> Result<usize, String> {
+    let many = || "a constant with too many elements".to_string();
     let dims = ty.shape.as_fixed().ok_or("a constant's shape cannot depend on the batch")?;
-    let plain = ty.bytes().and_then(|d| d.as_fixed()).ok_or("a constant with too many elements")?;
+    let plain = ty.bytes().and_then(|d| d.as_fixed()).ok_or_else(many)?;
     let Some(Layout::Dot4 { columns }) = layout else { return Ok(plain) };
     let [lead @ .., k, n] = &dims[..] else { return Err("a packed constant has at least two dimensions".into()) };
     if ty.elem.bytes() != 1 || !(1..=limits::PANEL).contains(&columns) {
         return Err(format!("dot4 packs bytes in panels of 1 to {} columns", limits::PANEL));
     }
-    let k = k.checked_next_multiple_of(4);
-    let n = n.checked_next_multiple_of(columns);
-    let packed = k.zip(n).and_then(|(k, n)| k.checked_mul(n));
-    lead.iter()
-        .try_fold(packed, |len, &d| len.map(|l| l.checked_mul(d)))
-        .flatten()
-        .ok_or_else(|| "a constant with too many elements".into())
+    let rows = k.checked_next_multiple_of(4).ok_or_else(many)?;
+    let columns = n.checked_next_multiple_of(columns).ok_or_else(many)?;
+    lead.iter().try_fold(rows.checked_mul(columns).ok_or_else(many)?, |len, &d| len.checked_mul(d)).ok_or_else(many)
 }
