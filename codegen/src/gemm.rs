@@ -1,0 +1,730 @@
+//! Matrix products: `out[m, n] = lane(sum_k (a[m, k] - a_zero) * (b[k, n] - b_zero), extras)`.
+//!
+//! ```text
+//! for lead                        outer loops over rows (heads, images) in which some operand is not affine
+//!   pack b                        only when b is an activation: into this thread's scratch, with column sums
+//!   for chunk of rows             only when a is gathered: copied to scratch row by row
+//!     for panel of 8 columns      weight-stationary: a panel (K*8 bytes) stays in L1 while all rows pass
+//!       for tile of 6 rows        (then 4, 2, 1 for the rest)
+//!         for k in steps of 4     unrolled 4 times
+//! ```
+//!
+//! Registers of the byte kernel, of 16: 6 rows x 2 vectors of four `i32` accumulators, 2 vectors of b (four k of four
+//! columns each), 1 broadcast of four k of a row. A step is 12 dot products for 8 loads. With `i16` a the products are
+//! `i16` pairs: 3 rows x 2 vectors x 2 halves of accumulators, joined pairwise at the end.
+//!
+//! Signs: the dot product multiplies unsigned by signed bytes. A signed a is taken as `a + 128`, an unsigned b as `b - 128`,
+//! and the zero points are shifted alike. With `a' - za` and `b' - zb`,
+//! `sum = sum a'b' - za * sum_k b' - zb * sum_k a' + K*za*zb`; the second and fourth terms are a row of corrections with
+//! which the accumulators start, the third takes row sums and a smaller tile.
+
+use cranelift_codegen::ir::types::{I8, I8X16, I16, I16X8, I32, I32X4, I64, I64X2};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use vitc_ir::layout::Layout;
+use vitc_ir::{Dim, Elem};
+
+use crate::emit::{Addr, Emit};
+use crate::lane::{GROUP, LaneSpec, Lanes};
+use crate::operand::{Columns, Operand, RowGroup, run_group, split_index};
+use crate::view::{Factor, Lin};
+
+/// Columns of a panel of packed weights.
+pub(crate) const PANEL: usize = 8;
+/// Rows gathered at a time.
+const CHUNK: usize = 48;
+
+/// The layout in which constant weights of a `[k, n]` product are read without repacking.
+pub fn weight_layout(_k: usize, _n: usize) -> Layout {
+    Layout::Dot4 { columns: PANEL }
+}
+
+/// How rows of a are read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Reading {
+    /// In place: `segments` runs of `run` consecutive elements, `step` elements apart.
+    Direct { segments: usize, run: usize, step: i64 },
+    /// Copied to scratch first, element by element of these factors.
+    Gathered(Vec<Factor>),
+}
+
+/// Where b comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Weights {
+    /// A constant, packed in panels.
+    Packed,
+    /// An activation, packed for each turn of the outer loops; `operand.columns` are those of n.
+    Matrix { operand: Operand, k_stride: i64 },
+}
+
+/// A matrix product. Arguments: a, b, out, corrections, then the lane program's inputs from the second on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Gemm {
+    /// Loops over rows, outermost first; the last one runs inside the kernel's row tiles.
+    pub sizes: Vec<Dim>,
+    pub k: usize,
+    pub n: usize,
+    /// Rows of a; its columns are described by `reading`.
+    pub a: Operand,
+    pub reading: Reading,
+    pub weights: Weights,
+    /// Zero point of a as the dot product sees it; the constant's corrections already hold it.
+    pub a_zero: i64,
+    /// Zero point of b as the dot product sees it.
+    pub b_zero: i64,
+    pub out: Operand,
+    /// Inputs of the lane program from the second on.
+    pub extras: Vec<Operand>,
+    pub lane: LaneSpec,
+}
+
+/// Pointers that stay the same within one turn of the outer loops.
+struct Bases {
+    a: Value,
+    a_stride: i64,
+    b: Value,
+    corrections: Option<Value>,
+    out: Value,
+    extras: Vec<Value>,
+}
+
+/// Pointers of one tile: row zero of the tile, column zero of the panel.
+struct Tile {
+    rows: usize,
+    count: usize,
+    a: Value,
+    a_stride: i64,
+    b: Value,
+    corrections: Option<Value>,
+    out: Value,
+    extras: Vec<Value>,
+}
+
+impl Gemm {
+    fn k4(&self) -> usize {
+        self.k.next_multiple_of(4)
+    }
+
+    fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    fn wide(&self) -> bool {
+        self.a.elem == Elem::I16
+    }
+
+    /// Bytes of one packed matrix.
+    fn packed_bytes(&self) -> usize {
+        self.k4() * self.panels() * PANEL
+    }
+
+    fn has_corrections(&self) -> bool {
+        self.a_zero != 0
+    }
+
+    /// Row tiles, largest first.
+    fn tiles(&self) -> &'static [usize] {
+        match (self.wide(), self.b_zero != 0) {
+            (false, false) => &[6, 4, 2, 1],
+            (false, true) => &[4, 1],
+            (true, false) => &[3, 1],
+            (true, true) => &[2, 1],
+        }
+    }
+
+    /// Scratch: packed b, its corrections, gathered rows of a.
+    fn scratch_parts(&self) -> [usize; 3] {
+        let matrix = matches!(self.weights, Weights::Matrix { .. });
+        let gathered = matches!(self.reading, Reading::Gathered(_));
+        [
+            if matrix { self.packed_bytes().next_multiple_of(64) } else { 0 },
+            if matrix { (self.panels() * PANEL * 4).next_multiple_of(64) } else { 0 },
+            if gathered { CHUNK * self.k4() * self.a.elem.bytes() } else { 0 },
+        ]
+    }
+
+    /// Bytes of scratch the kernel uses.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        self.scratch_parts().iter().sum()
+    }
+
+    /// `gemm_u8s8_<lane>__k192n768`.
+    pub(crate) fn name(&self, lane: &str) -> String {
+        let b = match &self.weights {
+            Weights::Packed => "s8",
+            Weights::Matrix { operand, .. } if operand.elem == Elem::U8 => "u8act",
+            Weights::Matrix { .. } => "s8act",
+        };
+        let gathered = if matches!(self.reading, Reading::Gathered(_)) { "_gather" } else { "" };
+        let a = self.a.elem.name().replace('i', "s");
+        format!("gemm_{a}{b}{lane}{gathered}__k{}n{}", self.k, self.n)
+    }
+
+    /// Items of a step: rows. Threads share them at whole tiles.
+    pub(crate) fn grain(&self) -> usize {
+        12
+    }
+
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let (inner, outer) = match self.sizes.split_last() {
+            Some((&inner, outer)) => (inner, outer),
+            None => (Dim::fixed(1), &[][..]),
+        };
+        if outer.is_empty() && matches!(self.weights, Weights::Packed) {
+            let (begin, end) = (e.begin, e.end);
+            let count = e.b.ins().isub(end, begin);
+            return self.rows(e, &[], begin, count);
+        }
+        let inner = e.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
+        let (begin, end) = (e.begin, e.end);
+        let last = e.add_imm(end, -1);
+        let (first_lead, last_lead) = (e.b.ins().sdiv(begin, inner), e.b.ins().sdiv(last, inner));
+        let after = e.add_imm(last_lead, 1);
+        e.for_range(first_lead, after, 1, &[], |e, lead, _| {
+            let zero = e.iconst(0);
+            let start = e.b.ins().imul(lead, inner);
+            let from = e.b.ins().isub(begin, start);
+            let to = e.b.ins().isub(end, start);
+            let (from, to) = (e.b.ins().smax(from, zero), e.b.ins().smin(to, inner));
+            let count = e.b.ins().isub(to, from);
+            let indices = split_index(e, lead, outer);
+            self.rows(e, &indices, from, count);
+            Vec::new()
+        });
+    }
+
+    /// Rows `from .. from + count` of one turn of the outer loops.
+    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], from: Value, count: Value) {
+        let [packed, sums, _] = self.scratch_parts();
+        let b_arg = e.arg(1);
+        let (b, corrections) = match &self.weights {
+            Weights::Packed => (b_arg, self.has_corrections().then(|| e.arg(3))),
+            Weights::Matrix { operand, k_stride } => {
+                let source = operand.base(e, b_arg, outer);
+                let scratch = e.scratch;
+                self.pack_matrix(e, operand, *k_stride, source, scratch);
+                let to = e.add_imm(scratch, packed as i64);
+                if self.has_corrections() {
+                    self.sum_columns(e, scratch, to);
+                }
+                (scratch, self.has_corrections().then_some(to))
+            }
+        };
+        let start = |e: &mut Emit<'_>, arg: usize, o: &Operand| {
+            let pointer = e.arg(arg);
+            let base = o.base(e, pointer, outer);
+            e.at(base, from, o.row_stride())
+        };
+        let a = start(e, 0, &self.a);
+        let out = start(e, 2, &self.out);
+        let extras = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
+        let bases = Bases { a, a_stride: self.a.row_stride(), b, corrections, out, extras };
+        match &self.reading {
+            Reading::Direct { .. } => self.all_panels(e, &bases, count),
+            Reading::Gathered(factors) => self.chunks(e, bases, count, factors, packed + sums),
+        }
+    }
+
+    fn chunks(&self, e: &mut Emit<'_>, bases: Bases, count: Value, factors: &[Factor], scratch_offset: usize) {
+        let zero = e.iconst(0);
+        let scratch = e.scratch;
+        let rows = e.add_imm(scratch, scratch_offset as i64);
+        let stride = (self.k4() * self.a.elem.bytes()) as i64;
+        e.for_range(zero, count, CHUNK as i64, &[], |e, i, _| {
+            let left = e.b.ins().isub(count, i);
+            let chunk = e.iconst(CHUNK as i64);
+            let size = e.b.ins().smin(left, chunk);
+            let a = e.at(bases.a, i, bases.a_stride);
+            self.gather_rows(e, a, bases.a_stride, factors, rows, size);
+            let inner = Bases {
+                a: rows,
+                a_stride: stride,
+                b: bases.b,
+                corrections: bases.corrections,
+                out: e.at(bases.out, i, self.out.row_stride()),
+                extras: (self.extras.iter().zip(&bases.extras)).map(|(o, &x)| e.at(x, i, o.row_stride())).collect(),
+            };
+            self.all_panels(e, &inner, size);
+            Vec::new()
+        });
+    }
+
+    /// Copies rows to consecutive storage, K padded with zeros.
+    fn gather_rows(&self, e: &mut Emit<'_>, a: Value, stride: i64, factors: &[Factor], to: Value, count: Value) {
+        let size = self.a.elem.bytes();
+        let zero = e.iconst(0);
+        e.for_range(zero, count, 1, &[], |e, row, _| {
+            let from = e.at(a, row, stride);
+            let to = e.at(to, row, (self.k4() * size) as i64);
+            crate::copy::copy_factors(e, factors, size, from, to);
+            for k in self.k..self.k4() {
+                let none = e.iconst(0);
+                e.store_elem(self.a.elem, none, Addr { base: to, disp: (k * size) as i32 });
+            }
+            Vec::new()
+        });
+    }
+
+    fn all_panels(&self, e: &mut Emit<'_>, bases: &Bases, count: Value) {
+        let full = self.n / PANEL;
+        if full > 0 {
+            let (zero, to) = (e.iconst(0), e.iconst(full as i64));
+            e.for_range(zero, to, 1, &[], |e, panel, _| {
+                self.panel(e, bases, count, panel, PANEL);
+                Vec::new()
+            });
+        }
+        if !self.n.is_multiple_of(PANEL) {
+            let panel = e.iconst(full as i64);
+            self.panel(e, bases, count, panel, self.n % PANEL);
+        }
+    }
+
+    /// All rows of one panel of columns.
+    fn panel(&self, e: &mut Emit<'_>, bases: &Bases, count: Value, panel: Value, columns: usize) {
+        let width = PANEL as i64;
+        let b = e.at(bases.b, panel, self.k4() as i64 * width);
+        let corrections = bases.corrections.map(|c| e.at(c, panel, 4 * width));
+        let out = e.at(bases.out, panel, self.out.column_stride() * width);
+        let extras: Vec<Value> = self
+            .extras
+            .iter()
+            .zip(&bases.extras)
+            .map(|(o, &x)| e.at(x, panel, o.column_stride() * width))
+            .collect();
+        let mut row = e.iconst(0);
+        for &rows in self.tiles() {
+            let (next, _) = e.while_room(row, count, rows as i64, rows as i64, &[], |e, row, _| {
+                let tile = Tile {
+                    rows,
+                    count: columns,
+                    a: e.at(bases.a, row, bases.a_stride),
+                    a_stride: bases.a_stride,
+                    b,
+                    corrections,
+                    out: e.at(out, row, self.out.row_stride()),
+                    extras: (self.extras.iter().zip(&extras)).map(|(o, &x)| e.at(x, row, o.row_stride())).collect(),
+                };
+                self.tile(e, &tile);
+                Vec::new()
+            });
+            row = next;
+        }
+    }
+
+    fn tile(&self, e: &mut Emit<'_>, tile: &Tile) {
+        let sums = if self.wide() { self.multiply_halves(e, tile) } else { self.multiply_bytes(e, tile) };
+        for (row, acc) in sums.into_iter().enumerate() {
+            let at: Vec<Addr> = std::iter::once((tile.out, 0))
+                .chain(tile.extras.iter().zip(&self.extras).map(|(&x, o)| (x, o.row_stride())))
+                .map(|(base, stride)| Addr { base, disp: 0 }.plus(row as i64 * stride))
+                .collect();
+            let inputs: Vec<Operand> = std::iter::once(&self.out).chain(&self.extras).cloned().collect();
+            let to = Addr { base: tile.out, disp: 0 }.plus(row as i64 * self.out.row_stride());
+            let mut group = RowGroup { inputs: &inputs, at: &at, first: Some(Lanes::I32(acc)), count: tile.count };
+            run_group(e, &self.lane, &mut group, &self.out, to);
+        }
+    }
+
+    /// Runs `step(carried, a, b, ones)` for every group of four k, `a` at row zero; whole groups in a loop of four.
+    fn each_group(
+        &self,
+        e: &mut Emit<'_>,
+        tile: &Tile,
+        mut carried: Vec<Value>,
+        mut step: impl FnMut(&mut Emit<'_>, &mut Vec<Value>, ARow, Addr),
+    ) -> Vec<Value> {
+        let size = self.a.elem.bytes() as i64;
+        let (segments, run, jump) = match &self.reading {
+            Reading::Direct { segments, run, step } => (*segments, *run, *step * size),
+            Reading::Gathered(_) => (1, self.k4(), 0),
+        };
+        const UNROLL: usize = 4;
+        let groups = run / 4;
+        let row = |base, group: usize, bytes| ARow { at: Addr { base, disp: (group as i64 * 4 * size) as i32 }, bytes };
+        let b_at = |base, group: usize| Addr { base, disp: (group * 4 * PANEL) as i32 };
+        let n = carried.len();
+        carried.extend([tile.a, tile.b]);
+        carried = e.repeat(segments, &carried, |e, carried| {
+            let (start, mut inner) = (carried[n], carried.to_vec());
+            inner = e.repeat(groups / UNROLL, &inner, |e, inner| {
+                let (mut acc, a, b) = (inner[..n].to_vec(), inner[n], inner[n + 1]);
+                for g in 0..UNROLL {
+                    step(e, &mut acc, row(a, g, 4), b_at(b, g));
+                }
+                acc.push(e.add_imm(a, 4 * UNROLL as i64 * size));
+                acc.push(e.add_imm(b, (4 * UNROLL * PANEL) as i64));
+                acc
+            });
+            let (mut acc, a, b) = (inner[..n].to_vec(), inner[n], inner[n + 1]);
+            for g in 0..groups % UNROLL {
+                step(e, &mut acc, row(a, g, 4), b_at(b, g));
+            }
+            if !run.is_multiple_of(4) {
+                step(e, &mut acc, row(a, groups % UNROLL, run % 4), b_at(b, groups % UNROLL));
+            }
+            acc.push(e.add_imm(start, jump));
+            acc.push(e.add_imm(b, ((groups % UNROLL) * 4 * PANEL) as i64));
+            acc
+        });
+        carried.truncate(n);
+        carried
+    }
+
+    /// The byte kernel: two vectors of sums for each row.
+    fn multiply_bytes(&self, e: &mut Emit<'_>, tile: &Tile) -> Vec<[Value; 2]> {
+        let start = match tile.corrections {
+            Some(base) => [0, 16].map(|disp| e.load(I32X4, Addr { base, disp })),
+            None => [e.constant(I32X4, 0); 2],
+        };
+        let with_sums = self.b_zero != 0;
+        let mut acc: Vec<Value> = (0..tile.rows).flat_map(|_| start).collect();
+        if with_sums {
+            let zero = e.constant(I32X4, 0);
+            acc.extend(vec![zero; tile.rows]);
+        }
+        let flip = (self.a.elem == Elem::I8).then(|| e.constant(I8X16, -128));
+        acc = self.each_group(e, tile, acc, |e, acc, a, b| {
+            let weights = [0, 16].map(|d| e.load(I8X16, b.plus(d)));
+            let ones = with_sums.then(|| ones(e, a.bytes));
+            for row in 0..tile.rows {
+                let four = a.load_bytes(e, row as i64 * tile.a_stride);
+                let four = e.b.ins().splat(I32X4, four);
+                let mut four = e.cast(I8X16, four);
+                if let Some(flip) = flip {
+                    four = e.b.ins().bxor(four, flip);
+                }
+                for (v, &w) in weights.iter().enumerate() {
+                    acc[2 * row + v] = e.dot(acc[2 * row + v], four, w);
+                }
+                if let Some(ones) = ones {
+                    acc[2 * tile.rows + row] = e.dot(acc[2 * tile.rows + row], four, ones);
+                }
+            }
+        });
+        let sums = acc.split_off(2 * tile.rows);
+        let rows = acc.chunks(2).map(|c| [c[0], c[1]]);
+        if with_sums { rows.zip(sums).map(|(r, s)| self.take_row_sum(e, r, s)).collect() } else { rows.collect() }
+    }
+
+    /// The kernel for `i16` a: products of pairs, then pairs joined.
+    fn multiply_halves(&self, e: &mut Emit<'_>, tile: &Tile) -> Vec<[Value; 2]> {
+        let with_sums = self.b_zero != 0;
+        let zero = e.constant(I32X4, 0);
+        let per_row = if with_sums { 5 } else { 4 };
+        let acc = self.each_group(e, tile, vec![zero; tile.rows * per_row], |e, acc, a, b| {
+            let weights: Vec<Value> = [0, 16]
+                .into_iter()
+                .flat_map(|d| {
+                    let w = e.load(I8X16, b.plus(d));
+                    [e.b.ins().swiden_low(w), e.b.ins().swiden_high(w)]
+                })
+                .collect();
+            for row in 0..tile.rows {
+                let four = a.load_halves(e, row as i64 * tile.a_stride);
+                let four = e.b.ins().splat(I64X2, four);
+                let four = e.cast(I16X8, four);
+                for (v, &w) in weights.iter().enumerate() {
+                    let pairs = e.madd(four, w);
+                    acc[row * per_row + v] = e.add(acc[row * per_row + v], pairs);
+                }
+                if with_sums {
+                    // The second half of the vector repeats the first, so two of the four lanes are the whole sum.
+                    let ones = e.constant(I16X8, 1);
+                    let pairs = e.madd(four, ones);
+                    acc[row * per_row + 4] = e.add(acc[row * per_row + 4], pairs);
+                }
+            }
+        });
+        let start = tile.corrections.map(|base| [0, 16].map(|disp| e.load(I32X4, Addr { base, disp })));
+        acc.chunks(per_row)
+            .map(|c| {
+                let mut sums = [e.b.ins().iadd_pairwise(c[0], c[1]), e.b.ins().iadd_pairwise(c[2], c[3])];
+                if let Some(start) = start {
+                    sums = [e.add(sums[0], start[0]), e.add(sums[1], start[1])];
+                }
+                if with_sums {
+                    let both = e.b.ins().iadd_pairwise(c[4], c[4]);
+                    sums = self.take_row_sum(e, sums, both);
+                }
+                sums
+            })
+            .collect()
+    }
+
+    /// `row - b_zero * sum`, every lane of `sum` holding the row sum.
+    fn take_row_sum(&self, e: &mut Emit<'_>, row: [Value; 2], sum: Value) -> [Value; 2] {
+        let zero_point = e.constant(I32X4, self.b_zero);
+        let term = e.b.ins().imul(sum, zero_point);
+        row.map(|v| e.b.ins().isub(v, term))
+    }
+
+    /// Packs an activation b into panels; rows past K and columns past N are zero.
+    fn pack_matrix(&self, e: &mut Emit<'_>, b: &Operand, k_stride: i64, from: Value, to: Value) {
+        let n_stride = b.column_stride();
+        if k_stride == 1 && b.elem.bytes() == 1 {
+            self.pack_columns(e, b, n_stride, from, to);
+        } else if n_stride == 1 {
+            self.pack_rows(e, b, k_stride, from, to);
+        } else {
+            self.pack_scattered(e, b, k_stride, n_stride, from, to);
+        }
+        if !self.n.is_multiple_of(PANEL) && n_stride != 1 {
+            self.clear_columns(e, to);
+        }
+    }
+
+    fn flip(&self, b: &Operand) -> bool {
+        b.elem == Elem::U8
+    }
+
+    /// Four consecutive k of a column are consecutive bytes (a transposed matrix of keys).
+    fn pack_columns(&self, e: &mut Emit<'_>, b: &Operand, n_stride: i64, from: Value, to: Value) {
+        let (zero, n) = (e.iconst(0), e.iconst(self.n as i64));
+        e.for_range(zero, n, 1, &[], |e, column, _| {
+            let source = e.at(from, column, n_stride);
+            let target = self.column_address(e, to, column);
+            let groups = self.k / 4;
+            let whole = e.repeat(groups, &[source, target], |e, p| {
+                let v = e.load(I32, Addr { base: p[0], disp: 0 });
+                let v = self.flipped(e, b, v, 0x8080_8080);
+                e.store(v, Addr { base: p[1], disp: 0 });
+                vec![e.add_imm(p[0], 4), e.add_imm(p[1], 4 * PANEL as i64)]
+            });
+            if !self.k.is_multiple_of(4) {
+                let tail = ARow { at: Addr { base: whole[0], disp: 0 }, bytes: self.k % 4 };
+                let v = tail.load_bytes(e, 0);
+                let mask = 0x8080_8080u32 & ((1u32 << (8 * (self.k % 4))) - 1);
+                let v = self.flipped(e, b, v, mask.into());
+                e.store(v, Addr { base: whole[1], disp: 0 });
+            }
+            Vec::new()
+        });
+    }
+
+    fn flipped(&self, e: &mut Emit<'_>, b: &Operand, v: Value, mask: i64) -> Value {
+        if !self.flip(b) {
+            return v;
+        }
+        let mask = e.constant(I32, mask);
+        e.b.ins().bxor(v, mask)
+    }
+
+    /// Address of a column's first four k.
+    fn column_address(&self, e: &mut Emit<'_>, to: Value, column: Value) -> Value {
+        let three = e.iconst(3);
+        let panel = e.b.ins().ushr(column, three);
+        let to = e.at(to, panel, (self.k4() * PANEL) as i64);
+        let seven = e.iconst(7);
+        let within = e.b.ins().band(column, seven);
+        e.at(to, within, 4)
+    }
+
+    /// Columns are consecutive bytes (a matrix of values): four rows at a time are interleaved.
+    fn pack_rows(&self, e: &mut Emit<'_>, b: &Operand, k_stride: i64, from: Value, to: Value) {
+        let full = self.n / PANEL;
+        let (zero, end) = (e.iconst(0), e.iconst(full as i64));
+        e.for_range(zero, end, 1, &[], |e, panel, _| {
+            let source = e.at(from, panel, PANEL as i64);
+            let target = e.at(to, panel, (self.k4() * PANEL) as i64);
+            self.pack_panel(e, b, k_stride, source, target, PANEL);
+            Vec::new()
+        });
+        if !self.n.is_multiple_of(PANEL) {
+            let source = e.add_imm(from, (full * PANEL) as i64);
+            let target = e.add_imm(to, (full * self.k4() * PANEL) as i64);
+            self.pack_panel(e, b, k_stride, source, target, self.n % PANEL);
+        }
+    }
+
+    fn pack_panel(&self, e: &mut Emit<'_>, b: &Operand, k_stride: i64, from: Value, to: Value, columns: usize) {
+        let done = e.repeat(self.k / 4, &[from, to], |e, p| {
+            self.interleave(e, b, k_stride, p[0], p[1], 4, columns);
+            vec![e.add_imm(p[0], 4 * k_stride), e.add_imm(p[1], 4 * PANEL as i64)]
+        });
+        if !self.k.is_multiple_of(4) {
+            self.interleave(e, b, k_stride, done[0], done[1], self.k % 4, columns);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn interleave(&self, e: &mut Emit<'_>, b: &Operand, stride: i64, from: Value, to: Value, rows: usize, columns: usize) {
+        let zero = e.constant(I8X16, 0);
+        let flip = self.flip(b).then(|| e.constant(I8X16, -128));
+        let r: Vec<Value> = (0..4)
+            .map(|i| {
+                if i >= rows {
+                    return zero;
+                }
+                let v = load_columns(e, Addr { base: from, disp: 0 }.plus(i as i64 * stride), columns);
+                match flip {
+                    Some(flip) if columns == PANEL => e.b.ins().bxor(v, flip),
+                    Some(flip) => {
+                        let kept: [u8; 16] = std::array::from_fn(|i| if i < columns { 0x80 } else { 0 });
+                        let _ = flip;
+                        let kept = e.bytes16(kept);
+                        e.b.ins().bxor(v, kept)
+                    }
+                    None => v,
+                }
+            })
+            .collect();
+        let low = |e: &mut Emit<'_>, a, b| interleave_low(e, a, b, 1);
+        let (x, y) = (low(e, r[0], r[1]), low(e, r[2], r[3]));
+        let first = interleave_low(e, x, y, 2);
+        let second = interleave_high(e, x, y);
+        e.store(first, Addr { base: to, disp: 0 });
+        e.store(second, Addr { base: to, disp: 16 });
+    }
+
+    /// Any strides, byte by byte.
+    fn pack_scattered(&self, e: &mut Emit<'_>, b: &Operand, k_stride: i64, n_stride: i64, from: Value, to: Value) {
+        let (zero, n, k4) = (e.iconst(0), e.iconst(self.n as i64), e.iconst(self.k as i64));
+        e.for_range(zero, n, 1, &[], |e, column, _| {
+            let source = e.at(from, column, n_stride);
+            let target = self.column_address(e, to, column);
+            e.for_range(zero, k4, 1, &[], |e, k, _| {
+                let at = e.at(source, k, k_stride);
+                let v = e.load(I8, Addr { base: at, disp: 0 });
+                let mask = e.constant(I8, if self.flip(b) { -128 } else { 0 });
+                let v = e.b.ins().bxor(v, mask);
+                let (two, three) = (e.iconst(2), e.iconst(3));
+                let group = e.b.ins().ushr(k, two);
+                let within = e.b.ins().band(k, three);
+                let to = e.at(target, group, 4 * PANEL as i64);
+                let to = e.add(to, within);
+                e.store(v, Addr { base: to, disp: 0 });
+                Vec::new()
+            });
+            for k in self.k..self.k4() {
+                let none = e.constant(I8, 0);
+                e.store(none, Addr { base: target, disp: ((k / 4) * 4 * PANEL + k % 4) as i32 });
+            }
+            Vec::new()
+        });
+    }
+
+    fn clear_columns(&self, e: &mut Emit<'_>, to: Value) {
+        let last = e.add_imm(to, ((self.panels() - 1) * self.k4() * PANEL) as i64);
+        e.repeat(self.k4() / 4, &[last], |e, p| {
+            let none = e.constant(I32, 0);
+            for column in self.n % PANEL..PANEL {
+                e.store(none, Addr { base: p[0], disp: 4 * column as i32 });
+            }
+            vec![e.add_imm(p[0], 4 * PANEL as i64)]
+        });
+    }
+
+    /// The corrections of a packed matrix: `K*za*zb - za * sum_k b`.
+    fn sum_columns(&self, e: &mut Emit<'_>, packed: Value, to: Value) {
+        let (zero, panels) = (e.iconst(0), e.iconst(self.panels() as i64));
+        e.for_range(zero, panels, 1, &[], |e, panel, _| {
+            let b = e.at(packed, panel, (self.k4() * PANEL) as i64);
+            let to = e.at(to, panel, 4 * PANEL as i64);
+            let (none, ones) = (e.constant(I32X4, 0), e.constant(I8X16, 1));
+            let sums = e.repeat(self.k4() / 4, &[none, none, b], |e, p| {
+                let w = [0, 16].map(|disp| e.load(I8X16, Addr { base: p[2], disp }));
+                vec![e.dot(p[0], ones, w[0]), e.dot(p[1], ones, w[1]), e.add_imm(p[2], 4 * PANEL as i64)]
+            });
+            let zero_point = e.constant(I32X4, -self.a_zero);
+            let constant = e.constant(I32X4, self.k as i64 * self.a_zero * self.b_zero);
+            for (v, disp) in [(sums[0], 0), (sums[1], 16)] {
+                let v = e.b.ins().imul(v, zero_point);
+                let v = e.add(v, constant);
+                e.store(v, Addr { base: to, disp });
+            }
+            Vec::new()
+        });
+    }
+}
+
+/// Up to four k of row zero of a tile.
+#[derive(Clone, Copy)]
+struct ARow {
+    at: Addr,
+    bytes: usize,
+}
+
+impl ARow {
+    /// The bytes of the row `offset` bytes further, missing ones zero.
+    fn load_bytes(self, e: &mut Emit<'_>, offset: i64) -> Value {
+        let at = self.at.plus(offset);
+        if self.bytes == 4 {
+            return e.load(I32, at);
+        }
+        let parts: Vec<Value> = (0..self.bytes)
+            .map(|i| {
+                let v = e.load_elem(Elem::U8, at.plus(i as i64));
+                let by = e.iconst(8 * i as i64);
+                e.b.ins().ishl(v, by)
+            })
+            .collect();
+        let all = parts.into_iter().reduce(|a, b| e.b.ins().bor(a, b)).expect("at least one byte");
+        e.b.ins().ireduce(I32, all)
+    }
+
+    /// Four `i16` of the row `offset` bytes further as one `i64`, missing ones zero.
+    fn load_halves(self, e: &mut Emit<'_>, offset: i64) -> Value {
+        let at = self.at.plus(offset);
+        if self.bytes == 4 {
+            return e.load(I64, at);
+        }
+        let parts: Vec<Value> = (0..self.bytes)
+            .map(|i| {
+                let v = e.load(I16, at.plus(2 * i as i64));
+                let v = e.b.ins().uextend(I64, v);
+                let by = e.iconst(16 * i as i64);
+                e.b.ins().ishl(v, by)
+            })
+            .collect();
+        parts.into_iter().reduce(|a, b| e.b.ins().bor(a, b)).expect("at least one element")
+    }
+}
+
+/// A one for each of the first `k` bytes of every group of four.
+fn ones(e: &mut Emit<'_>, k: usize) -> Value {
+    let bytes: [u8; 16] = std::array::from_fn(|i| u8::from(i % 4 < k));
+    e.bytes16(bytes)
+}
+
+/// Up to eight bytes in the low half of a vector.
+fn load_columns(e: &mut Emit<'_>, at: Addr, count: usize) -> Value {
+    if count == GROUP {
+        let v = e.load(I64, at);
+        let v = e.b.ins().scalar_to_vector(I64X2, v);
+        return e.cast(I8X16, v);
+    }
+    let mut v = e.constant(I8X16, 0);
+    for i in 0..count {
+        let x = e.load(I8, at.plus(i as i64));
+        v = e.b.ins().insertlane(v, x, i as u8);
+    }
+    v
+}
+
+/// Units of `unit` bytes of the low halves of `a` and `b` in turn.
+fn interleave_low(e: &mut Emit<'_>, a: Value, b: Value, unit: usize) -> Value {
+    interleave(e, a, b, unit, 0)
+}
+
+/// Pairs of bytes of the high halves of `a` and `b` in turn.
+fn interleave_high(e: &mut Emit<'_>, a: Value, b: Value) -> Value {
+    interleave(e, a, b, 2, 8)
+}
+
+fn interleave(e: &mut Emit<'_>, a: Value, b: Value, unit: usize, from: usize) -> Value {
+    let mask: Vec<u8> = (0..16)
+        .map(|i| {
+            let (pair, within) = (i / (2 * unit), i % unit);
+            let source = if (i / unit).is_multiple_of(2) { 0 } else { 16 };
+            (source + from + pair * unit + within) as u8
+        })
+        .collect();
+    let mask = e.b.func.dfg.immediates.push(mask.into());
+    e.b.ins().shuffle(a, b, mask)
+}
+
+/// The columns of an output row.
+pub(crate) const CONTIGUOUS: Columns = Columns::Stride(1);
+
+#[cfg(test)]
+mod tests;

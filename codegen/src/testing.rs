@@ -1,0 +1,109 @@
+//! What the kernel tests share: guarded buffers, a generator of numbers, and one-kernel programs.
+
+use std::collections::BTreeMap;
+
+use vitc_runtime::KernelFn;
+
+use crate::isa::{self, Tier};
+use crate::kernel::{Kernels, Spec};
+use crate::link::{Code, Linker};
+
+/// Bytes that end right before an inaccessible page.
+pub(crate) struct Guarded {
+    base: *mut u8,
+    mapped: usize,
+    start: usize,
+    len: usize,
+}
+
+impl Guarded {
+    pub(crate) fn new(bytes: &[u8]) -> Guarded {
+        let body = bytes.len().max(1).next_multiple_of(4096);
+        let mapped = body + 2 * 4096;
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a fresh mapping of our own, of which the inner pages are made accessible.
+        let base = unsafe {
+            let base = libc::mmap(std::ptr::null_mut(), mapped, libc::PROT_NONE, anonymous, -1, 0);
+            assert_ne!(base, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(base.add(4096), body, libc::PROT_READ | libc::PROT_WRITE), 0);
+            base.cast::<u8>()
+        };
+        let start = 4096 + body - bytes.len();
+        let mut guarded = Guarded { base, mapped, start, len: bytes.len() };
+        guarded.bytes_mut().copy_from_slice(bytes);
+        guarded
+    }
+
+    pub(crate) fn of<T: Copy>(values: &[T]) -> Guarded {
+        // SAFETY: any plain number may be read as bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) };
+        Guarded::new(bytes)
+    }
+
+    pub(crate) fn ptr(&mut self) -> *mut u8 {
+        self.base.wrapping_add(self.start)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the range lies in the accessible pages of our own mapping.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(self.start), self.len) }
+    }
+
+    pub(crate) fn values<T: Copy>(&mut self) -> Vec<T> {
+        let count = self.len / size_of::<T>();
+        let p = self.ptr().cast::<T>();
+        // SAFETY: `count` elements lie within the buffer; they may be unaligned.
+        (0..count).map(|i| unsafe { p.add(i).read_unaligned() }).collect()
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: exactly our own mapping.
+        unsafe { libc::munmap(self.base.cast(), self.mapped) };
+    }
+}
+
+/// A small generator of pseudo-random numbers.
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) ^ (self.0 << 31) >> 17
+    }
+
+    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| (self.next() >> 5) as u8).collect()
+    }
+}
+
+/// One compiled kernel.
+pub(crate) struct Single {
+    pub run: KernelFn,
+    pub code: Vec<u8>,
+    pub scratch: usize,
+    _owner: std::sync::Arc<Code>,
+}
+
+pub(crate) fn compile(spec: Spec, tier: Tier) -> Single {
+    let mut linker = Linker::new(isa::host(tier).unwrap());
+    let mut kernels = Kernels::default();
+    kernels.get(&mut linker.module, spec, "kernel").unwrap();
+    let (kernel, id) = kernels.list.remove(0);
+    let (owner, entries) = linker.finish(&[id]).unwrap();
+    Single { run: entries[0], code: kernel.code, scratch: kernels.scratch_bytes, _owner: owner }
+}
+
+impl Single {
+    /// Calls the kernel once, checking what the ABI says must survive.
+    pub(crate) fn call(&self, args: &mut [&mut Guarded], begin: usize, end: usize, batch: usize) {
+        let table: Vec<*mut u8> = args.iter_mut().map(|g| g.ptr()).collect();
+        let mut scratch = Guarded::new(&vec![0xa5; self.scratch.next_multiple_of(64)]);
+        // SAFETY: the tests give each kernel the buffers it was specified for; guard pages catch what they get wrong.
+        unsafe { (self.run)(table.as_ptr(), begin as i64, end as i64, batch as i64, scratch.ptr()) };
+    }
+}
+
+#[allow(dead_code)]
+pub(crate) type Named<T> = BTreeMap<String, T>;
