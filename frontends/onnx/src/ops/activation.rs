@@ -1,0 +1,117 @@
+//! Element-by-element functions of one operand.
+
+use vitc_ir::attr::GeluForm;
+use vitc_ir::{Op, Real, ValueId};
+
+use super::Table;
+use crate::call::{Call, SMALL};
+use crate::known::{Known, Linear};
+use crate::problem::{Fallible, unsupported};
+
+pub(super) const OPS: Table = &[
+    ("Abs", |c| unary(c, Op::Abs {}, |v| number(v, f64::abs))),
+    ("Ceil", |c| rounding(c, f64::ceil)),
+    ("Clip", clip),
+    ("Erf", |c| float(c, Op::Erf {})),
+    ("Exp", |c| unary(c, Op::Exp {}, |v| number(v, f64::exp))),
+    ("Floor", |c| rounding(c, f64::floor)),
+    ("Gelu", gelu),
+    ("HardSigmoid", hard_sigmoid),
+    ("HardSwish", |c| float(c, Op::HardSwish {})),
+    ("LeakyRelu", leaky_relu),
+    ("Log", |c| unary(c, Op::Log {}, |v| number(v, f64::ln))),
+    ("Neg", |c| unary(c, Op::Neg {}, |v| Some(v.scale(-1.0)))),
+    ("Reciprocal", |c| unary(c, Op::Reciprocal {}, |v| number(v, f64::recip))),
+    ("Relu", |c| float(c, Op::Relu {})),
+    ("Round", |c| rounding(c, f64::round_ties_even)),
+    ("Sigmoid", |c| float(c, Op::Sigmoid {})),
+    ("Sign", |c| rounding(c, |v| if v == 0.0 { 0.0 } else { v.signum() })),
+    ("Sqrt", |c| unary(c, Op::Sqrt {}, |v| number(v, f64::sqrt))),
+    ("Tanh", |c| float(c, Op::Tanh {})),
+];
+
+fn number(v: Linear, f: fn(f64) -> f64) -> Option<Linear> {
+    v.fixed().map(|v| f(v).into())
+}
+
+fn float(call: &mut Call<'_, '_>, op: Op) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let value = call.push(op, &[x])?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn unary(call: &mut Call<'_, '_>, op: Op, f: fn(Linear) -> Option<Linear>) -> Fallible<()> {
+    match call.known(0)? {
+        Some(x) if x.data.len() <= SMALL || !x.kind.is_float() => evaluate(call, &x, f),
+        _ => float(call, op),
+    }
+}
+
+fn evaluate(call: &mut Call<'_, '_>, x: &Known, f: impl Fn(Linear) -> Option<Linear>) -> Fallible<()> {
+    call.room(x.data.len())?;
+    let data = x.data.iter().map(|&v| f(v).map(|v| x.kind.round(v))).collect::<Option<Vec<_>>>();
+    let data = data.ok_or_else(|| unsupported("the result is no linear function of the batch"))?;
+    call.give_known(Known { kind: x.kind, dims: x.dims.clone(), data });
+    Ok(())
+}
+
+fn rounding(call: &mut Call<'_, '_>, f: fn(f64) -> f64) -> Fallible<()> {
+    match call.known(0)? {
+        Some(x) => evaluate(call, &x, |v| v.round(f)),
+        None => Err(unsupported("rounding of computed floats is not supported")),
+    }
+}
+
+fn gelu(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let form = match call.word_or("approximate", "none")? {
+        "none" => GeluForm::Erf,
+        "tanh" => GeluForm::Tanh,
+        other => return Err(unsupported(format!("approximate={other:?}"))),
+    };
+    float(call, Op::Gelu { form })
+}
+
+fn hard_sigmoid(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let alpha = Real(call.float_or("alpha", 0.2)?.into());
+    let beta = Real(call.float_or("beta", 0.5)?.into());
+    float(call, Op::HardSigmoid { alpha, beta })
+}
+
+/// `max(x, 0) + alpha min(x, 0)`, as `max(x, alpha x)` where that is the same.
+fn leaky_relu(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let alpha = f64::from(call.float_or("alpha", 0.01)?);
+    let x = call.tensor(0)?;
+    let factor = call.scalar(alpha);
+    let scaled = call.push(Op::Mul {}, &[x, factor])?;
+    let larger = if alpha <= 1.0 { Op::Max {} } else { Op::Min {} };
+    let value = call.push(larger, &[x, scaled])?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn clip(call: &mut Call<'_, '_>) -> Fallible<()> {
+    if let Some(x) = call.known(0)?.filter(|x| !x.kind.is_float()) {
+        let (lo, hi) = (bound(call, 1, f64::NEG_INFINITY)?, bound(call, 2, f64::INFINITY)?);
+        return evaluate(call, &x, |v| v.fixed().map(|v| v.max(lo).min(hi).into()));
+    }
+    let (least, most) = (f64::from(f32::MIN), f64::from(f32::MAX));
+    let (lo, hi) = (bound(call, 1, least)?.max(least), bound(call, 2, most)?.min(most));
+    let x: ValueId = call.tensor(0)?;
+    let value = match (lo == least, hi == most) {
+        (true, true) => x,
+        (false, true) if lo == 0.0 => call.push(Op::Relu {}, &[x])?,
+        // ONNX: an empty range yields its maximum.
+        _ => call.push(Op::Clip { lo: Real(lo.min(hi)), hi: Real(hi) }, &[x])?,
+    };
+    call.give_value(value);
+    Ok(())
+}
+
+fn bound(call: &mut Call<'_, '_>, i: usize, default: f64) -> Fallible<f64> {
+    if call.name(i).is_none() {
+        return Ok(default);
+    }
+    let bound = call.content(i, "a bound")?.single().and_then(Linear::fixed).filter(|b| !b.is_nan());
+    bound.ok_or_else(|| unsupported("a bound that is not one number"))
+}

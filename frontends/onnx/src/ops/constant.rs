@@ -1,0 +1,150 @@
+//! Constants, casts, and what only passes a value on.
+
+use super::Table;
+use crate::call::Call;
+use crate::known::{Kind, Known, Linear};
+use crate::problem::{Fallible, invalid, unsupported};
+use crate::proto::{dtype, kind};
+use crate::tensor;
+
+pub(super) const OPS: Table = &[
+    ("Cast", cast),
+    ("CastLike", cast_like),
+    ("Constant", constant),
+    ("ConstantOfShape", constant_of_shape),
+    ("Dropout", dropout),
+    ("Identity", identity),
+    ("Range", range),
+    ("Shape", shape),
+    ("Size", size),
+];
+
+fn constant(call: &mut Call<'_, '_>) -> Fallible<()> {
+    if let Some(tensor) = call.tensor_attr("value")? {
+        tensor::dims(tensor, call.importer.limits)?;
+        call.give(crate::import::Slot { tensor: Some(tensor), ..Default::default() });
+        return Ok(());
+    }
+    let attribute = call.node.attribute.first().ok_or_else(|| invalid("it has no value"))?;
+    let known = match (attribute.name.as_str(), attribute.kind) {
+        ("value_float", kind::FLOAT) => Known::scalar(Kind::F32, f64::from(attribute.f)),
+        ("value_int", kind::INT) => Known::scalar(Kind::Int, attribute.i as f64),
+        ("value_floats", kind::FLOATS) => {
+            call.room(attribute.floats.len())?;
+            Known::vector(Kind::F32, attribute.floats.iter().map(|&v| f64::from(v).into()).collect())
+        }
+        ("value_ints", kind::INTS) => {
+            call.room(attribute.ints.len())?;
+            Known::vector(Kind::Int, attribute.ints.iter().map(|&v| (v as f64).into()).collect())
+        }
+        (name, _) => return Err(unsupported(format!("a constant given as `{name}` is not supported"))),
+    };
+    call.give_known(known);
+    Ok(())
+}
+
+fn identity(call: &mut Call<'_, '_>) -> Fallible<()> {
+    call.give_operand(0)
+}
+
+fn dropout(call: &mut Call<'_, '_>) -> Fallible<()> {
+    call.only_outputs(1)?;
+    call.give_operand(0)
+}
+
+fn cast(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let to = call.int("to")?.ok_or_else(|| invalid("attribute `to` is missing"))?;
+    cast_to(call, i32::try_from(to).unwrap_or(0))
+}
+
+fn cast_like(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let like = call.slot(1)?;
+    let to = match (&like.known, like.tensor) {
+        (Some(known), _) => match known.kind {
+            Kind::Bool => dtype::BOOL,
+            Kind::Int => dtype::INT64,
+            Kind::F32 => dtype::FLOAT,
+            Kind::F64 => dtype::DOUBLE,
+        },
+        (None, Some(tensor)) => tensor.data_type,
+        (None, None) => dtype::FLOAT,
+    };
+    cast_to(call, to)
+}
+
+fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
+    let slot = call.slot(0)?;
+    let is_float = slot.value.is_some() || slot.tensor.is_some_and(|t| t.data_type == dtype::FLOAT);
+    if to == dtype::FLOAT && is_float {
+        return call.give_operand(0);
+    }
+    if slot.value.is_some() && slot.known.is_none() && slot.tensor.is_none() {
+        let problem = unsupported(format!("a cast of computed floats to {}", dtype::name(to)));
+        return Err(problem.help("export the model in float32, without casts of activations"));
+    }
+    let kind = tensor::kind(to)?;
+    let x = call.content(0, "the operand")?;
+    call.room(x.data.len())?;
+    let data = x.data.iter().map(|&v| convert(v, x.kind, kind)).collect::<Option<Vec<_>>>();
+    let data = data.ok_or_else(|| unsupported("this cast of a value that depends on the batch"))?;
+    call.give_known(Known { kind, dims: x.dims.clone(), data });
+    Ok(())
+}
+
+fn convert(v: Linear, from: Kind, to: Kind) -> Option<Linear> {
+    match to {
+        Kind::Bool => match v.fixed() {
+            Some(v) => Some(f64::from(u8::from(v != 0.0)).into()),
+            // `a N + b` of the same sign, or a positive one, is never zero.
+            None => (v.batch > 0.0 && v.batch + v.constant > 0.0).then_some(1.0.into()),
+        },
+        Kind::Int if from.is_float() => v.round(f64::trunc),
+        _ => Some(to.round(v)),
+    }
+}
+
+fn shape(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let shape = call.shape(0)?;
+    let rank = shape.rank() as i64;
+    let clamp = |v: i64| (if v < 0 { v.saturating_add(rank) } else { v }).clamp(0, rank) as usize;
+    let start = clamp(call.int_or("start", 0)?);
+    let end = clamp(call.int_or("end", rank)?).max(start);
+    let dims = shape.0.get(start..end).unwrap_or_default();
+    call.give_vector(dims.iter().map(|&d| d.into()).collect())
+}
+
+fn size(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let count = call.shape(0)?.count().ok_or_else(|| unsupported("too many elements"))?;
+    call.give_known(Known::scalar(Kind::Int, count));
+    Ok(())
+}
+
+fn constant_of_shape(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let target = call.content(0, "the shape")?;
+    let fill = match call.tensor_attr("value")? {
+        Some(tensor) => call.importer.attribute(tensor)?,
+        None => Known::scalar(Kind::F32, 0.0),
+    };
+    let value = fill.single().ok_or_else(|| invalid("`value` must have one element"))?;
+    super::layout::filled(call, fill.kind, value, &target.data)
+}
+
+fn range(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let mut ends = Vec::new();
+    for (i, what) in ["the start", "the limit", "the step"].into_iter().enumerate() {
+        let known = call.content(i, what)?;
+        let value = known.numbers()?.first().copied();
+        ends.push((known.kind, value.ok_or_else(|| invalid(format!("{what} is empty")))?));
+    }
+    let &[(kind, start), (_, limit), (_, step)] = ends.as_slice() else {
+        return Err(invalid("three operands are needed"));
+    };
+    let length = ((limit - start) / step).ceil().max(0.0);
+    if !length.is_finite() || length > call.importer.limits.elements as f64 {
+        return Err(invalid(format!("a range from {start} to {limit} by {step}")));
+    }
+    call.room(length as usize)?;
+    let data = (0..length as usize).map(|i| kind.round((start + i as f64 * step).into())).collect();
+    call.give_known(Known::vector(kind, data));
+    Ok(())
+}

@@ -1,0 +1,365 @@
+//! Ops that change the shape or the order of elements and repeat them.
+
+use vitc_ir::{Dim, Op, Real, Shape, ValueId};
+
+use super::{Table, index};
+use crate::batch;
+use crate::call::{Call, SMALL, resolve_axis};
+use crate::known::{Kind, Known, Linear, broadcast_strides, count, pick, strides, walk};
+use crate::problem::{Fallible, invalid, unsupported};
+
+pub(super) const OPS: Table = &[
+    ("Concat", concat),
+    ("DepthToSpace", depth_to_space),
+    ("Expand", expand),
+    ("Flatten", flatten),
+    ("Pad", pad),
+    ("Reshape", reshape),
+    ("SpaceToDepth", space_to_depth),
+    ("Squeeze", squeeze),
+    ("Tile", tile),
+    ("Transpose", transpose),
+    ("Unsqueeze", unsqueeze),
+];
+
+/// Known content read with other dimensions and strides.
+pub(super) fn moved(
+    call: &mut Call<'_, '_>,
+    x: &Known,
+    dims: Vec<usize>,
+    steps: &[i64],
+    offset: i64,
+) -> Fallible<Known> {
+    let total = count(&dims).ok_or_else(|| invalid("too many elements"))?;
+    call.room(total)?;
+    let data = pick(x, walk(&dims, steps, offset))?;
+    Ok(Known { kind: x.kind, dims, data })
+}
+
+/// Operand 0 with another shape of as many elements.
+fn reshape_to(call: &mut Call<'_, '_>, shape: Shape) -> Fallible<()> {
+    call.importer.check_shape(&shape)?;
+    if let Some(x) = call.known(0)? {
+        let dims = shape.as_fixed().ok_or_else(|| unsupported("a constant reshaped to the batch"))?;
+        if count(&dims) != Some(x.data.len()) {
+            return Err(invalid(format!("{} elements reshaped to {dims:?}", x.data.len())));
+        }
+        call.room(x.data.len())?;
+        call.give_known(x.with_dims(dims));
+        return Ok(());
+    }
+    let x = call.tensor(0)?;
+    let value = call.reshape(x, shape)?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn reshape(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let from = call.shape(0)?;
+    let target = call.content(1, "the shape")?;
+    let allow_zero = call.int_or("allowzero", 0)? != 0;
+    let shape = batch::reshaped(&from, &target.data, allow_zero, call.importer.rebatch)?;
+    reshape_to(call, shape)
+}
+
+fn product(dims: &[Dim]) -> Fallible<Dim> {
+    let product = dims.iter().try_fold(Dim::fixed(1), |acc, &d| acc.times(d));
+    product.ok_or_else(|| unsupported("too many elements, or the batch twice"))
+}
+
+fn flatten(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let from = call.shape(0)?;
+    let axis = call.int_or("axis", 1)?;
+    let axis = if axis == from.rank() as i64 { from.rank() } else { resolve_axis(axis, from.rank())? };
+    let (outer, inner) = from.0.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
+    reshape_to(call, Shape(vec![product(outer)?, product(inner)?]))
+}
+
+fn squeeze(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let from = call.shape(0)?;
+    let one = Dim::fixed(1);
+    let axes = match call.integers_or_attr(1, "axes")? {
+        Some(axes) => call.axes(&axes, from.rank())?,
+        None if call.importer.rebatch && from.0.contains(&Dim::N) => {
+            return Err(unsupported("squeezing all dimensions of 1 would remove the batch"));
+        }
+        None => (0..from.rank()).filter(|&a| from.0.get(a) == Some(&one)).collect(),
+    };
+    if let Some(axis) = axes.iter().find(|&&a| from.0.get(a) != Some(&one)) {
+        let batch = from.0.get(*axis).is_some_and(|d| d.batch);
+        let message = format!("dimension {axis} is not 1");
+        return Err(if batch { unsupported(message) } else { invalid(message) });
+    }
+    let kept = from.0.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &d)| d).collect();
+    reshape_to(call, Shape(kept))
+}
+
+fn unsqueeze(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let from = call.shape(0)?;
+    let axes = call.integers_or_attr(1, "axes")?.ok_or_else(|| invalid("the axes are missing"))?;
+    let rank = from.rank().saturating_add(axes.len());
+    if rank > call.importer.limits.rank {
+        return Err(invalid(format!("{rank} dimensions, more than the limit")).code("limit"));
+    }
+    let axes = call.axes(&axes, rank)?;
+    let mut old = from.0.iter().copied();
+    let new = |i| if axes.contains(&i) { Some(Dim::fixed(1)) } else { old.next() };
+    let dims: Option<Vec<Dim>> = (0..rank).map(new).collect();
+    reshape_to(call, Shape(dims.ok_or_else(|| invalid("the axes do not fit"))?))
+}
+
+fn transpose(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let rank = call.shape(0)?.rank();
+    let perm = match call.ints("perm")? {
+        Some(perm) => call.axes(perm, rank)?,
+        None => (0..rank).rev().collect(),
+    };
+    if perm.len() != rank {
+        return Err(invalid(format!("{perm:?} is not a permutation of {rank} dimensions")));
+    }
+    if let Some(x) = call.known(0)? {
+        let from = strides(&x.dims);
+        let dims = perm.iter().filter_map(|&p| x.dims.get(p)).copied().collect();
+        let steps: Vec<i64> = perm.iter().filter_map(|&p| from.get(p)).map(|&s| s as i64).collect();
+        let result = moved(call, &x, dims, &steps, 0)?;
+        call.give_known(result);
+        return Ok(());
+    }
+    let x = call.tensor(0)?;
+    let value = call.transpose(x, perm)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// A float value, or known content that is not float, of one repeated value.
+pub(super) fn filled(call: &mut Call<'_, '_>, kind: Kind, value: Linear, target: &[Linear]) -> Fallible<()> {
+    let shape = Shape(batch::dims(target)?);
+    call.importer.check_shape(&shape)?;
+    let total = shape.count().and_then(Dim::as_fixed);
+    if let (Some(dims), Some(total)) = (shape.as_fixed(), total.filter(|&t| kind != Kind::F32 || t <= SMALL)) {
+        call.room(total)?;
+        call.give_known(Known { kind, dims, data: vec![value; total] });
+        return Ok(());
+    }
+    let one = call.constant("fill", &Known::scalar(kind, value))?;
+    let value = call.push(Op::Expand { shape }, &[one])?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn expand(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let from = call.shape(0)?;
+    let target = call.content(1, "the shape")?;
+    let target = Shape(batch::dims(&target.data)?);
+    let shape = vitc_ir::infer::broadcast(&from, &target).map_err(invalid)?;
+    call.importer.check_shape(&shape)?;
+    if let (Some(x), Some(dims)) = (call.known(0)?, shape.as_fixed()) {
+        let small = count(&dims).is_some_and(|c| c <= SMALL);
+        if small || !x.kind.is_float() {
+            let steps: Vec<i64> = broadcast_strides(&x.dims, &dims).into_iter().map(|s| s as i64).collect();
+            let result = moved(call, &x, dims, &steps, 0)?;
+            call.give_known(result);
+            return Ok(());
+        }
+    }
+    let x = call.tensor(0)?;
+    let value = if from == shape { x } else { call.push(Op::Expand { shape }, &[x])? };
+    call.give_value(value);
+    Ok(())
+}
+
+fn concat(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let operands = call.node.input.len();
+    let axis = call.int("axis")?.ok_or_else(|| invalid("attribute `axis` is missing"))?;
+    let axis = call.axis(axis, call.shape(0)?.rank())?;
+    let mut contents = Vec::new();
+    for i in 0..operands {
+        contents.extend(call.known(i)?);
+    }
+    if contents.len() == operands {
+        let result = join(call, &contents, axis)?;
+        call.give_known(result);
+        return Ok(());
+    }
+    let mut values = Vec::new();
+    for i in 0..operands {
+        if call.shape(i)?.0.get(axis) != Some(&Dim::fixed(0)) {
+            values.push(call.tensor(i)?);
+        }
+    }
+    if call.importer.rebatch {
+        give_batch(call, &mut values, axis)?;
+    }
+    let value = match values.as_slice() {
+        [one] => *one,
+        many => call.push(Op::Concat { axis }, many)?,
+    };
+    call.give_value(value);
+    Ok(())
+}
+
+fn join(call: &mut Call<'_, '_>, parts: &[std::rc::Rc<Known>], axis: usize) -> Fallible<Known> {
+    let misfit = || invalid("the operands' shapes do not fit");
+    let first = parts.first().ok_or_else(|| invalid("there are no operands"))?;
+    let outer_of = |k: &Known| k.dims.get(..axis).map(<[usize]>::to_vec);
+    let inner_of = |k: &Known| k.dims.get(axis + 1..).map(<[usize]>::to_vec);
+    if parts.iter().any(|p| outer_of(p) != outer_of(first) || inner_of(p) != inner_of(first) || p.kind != first.kind) {
+        return Err(misfit());
+    }
+    call.room(parts.iter().map(|p| p.data.len()).sum())?;
+    let outer = outer_of(first).and_then(|d| count(&d)).ok_or_else(misfit)?;
+    let mut data = Vec::new();
+    for i in 0..outer {
+        for part in parts {
+            let run = part.data.len() / outer;
+            data.extend_from_slice(part.data.get(i * run..(i + 1) * run).ok_or_else(misfit)?);
+        }
+    }
+    let mut dims = first.dims.clone();
+    let total = parts.iter().filter_map(|p| p.dims.get(axis)).sum();
+    *dims.get_mut(axis).ok_or_else(misfit)? = total;
+    Ok(Known { kind: first.kind, dims, data })
+}
+
+/// Repeats operands made for one image where the others have the batch.
+fn give_batch(call: &mut Call<'_, '_>, values: &mut [ValueId], axis: usize) -> Fallible<()> {
+    let shapes: Vec<Shape> = values.iter().map(|&v| call.shape_of(v)).collect();
+    for (value, own) in values.iter_mut().zip(&shapes) {
+        let mut shape = own.clone();
+        for (i, dim) in shape.0.iter_mut().enumerate().filter(|(i, _)| *i != axis) {
+            let batched = shapes.iter().filter_map(|s| s.0.get(i)).any(|&d| d == Dim::N);
+            if batched && *dim == Dim::fixed(1) {
+                *dim = Dim::N;
+            }
+        }
+        if shape != *own {
+            *value = call.push(Op::Expand { shape }, &[*value])?;
+        }
+    }
+    Ok(())
+}
+
+fn tile(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let from = call.shape(0)?;
+    let repeats = call.integers(1, "the repeats")?.ok_or_else(|| invalid("the repeats are missing"))?;
+    if repeats.len() != from.rank() {
+        return Err(invalid(format!("{} repeats of {} dimensions", repeats.len(), from.rank())));
+    }
+    let mut x = call.tensor(0)?;
+    for (axis, &times) in repeats.iter().enumerate().filter(|(_, r)| **r != 1) {
+        let times = usize::try_from(times).ok().filter(|&t| t > 0);
+        let times = times.ok_or_else(|| unsupported("repeats that are not positive"))?;
+        x = repeat(call, x, axis, times)?;
+    }
+    call.give_value(x);
+    Ok(())
+}
+
+/// `x` repeated along one axis: an outer dimension of 1 is put before it and expanded.
+fn repeat(call: &mut Call<'_, '_>, x: ValueId, axis: usize, times: usize) -> Fallible<ValueId> {
+    let shape = call.shape_of(x);
+    let split = shape.0.split_at_checked(axis).and_then(|(outer, rest)| Some((outer, rest.split_first()?)));
+    let (outer, (own, inner)) = split.ok_or_else(|| invalid("axis"))?;
+    let (before, behind) = (product(outer)?, product(inner)?);
+    let lifted = call.reshape(x, Shape(vec![before, Dim::fixed(1), *own, behind]))?;
+    let wide = Shape(vec![before, Dim::fixed(times), *own, behind]);
+    let wide = call.push(Op::Expand { shape: wide }, &[lifted])?;
+    let mut result = shape.clone();
+    if let Some(dim) = result.0.get_mut(axis) {
+        *dim = product(&[*dim, Dim::fixed(times)])?;
+    }
+    call.reshape(wide, result)
+}
+
+fn pad(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let rank = call.shape(0)?.rank();
+    let amounts = call.integers(1, "the amounts")?.ok_or_else(|| invalid("the amounts are missing"))?;
+    let axes = match call.integers(3, "the axes")? {
+        Some(axes) => call.axes(&axes, rank)?,
+        None => (0..rank).collect(),
+    };
+    if amounts.iter().all(|&a| a == 0) {
+        return call.give_operand(0);
+    }
+    if amounts.len() != 2 * axes.len() {
+        return Err(invalid(format!("{} amounts for {} axes", amounts.len(), axes.len())));
+    }
+    let mode = call.word_or("mode", "constant")?;
+    if mode != "constant" {
+        return Err(unsupported(format!("mode={mode:?}; only constant padding is supported")));
+    }
+    let value = match call.name(2) {
+        Some(_) => call.content(2, "the padding value")?.single().and_then(Linear::fixed),
+        None => Some(0.0),
+    };
+    let value = value.ok_or_else(|| invalid("the padding value is not one number"))?;
+    let (before, after) = amounts.split_at_checked(axes.len()).ok_or_else(|| invalid("the amounts do not fit"))?;
+    let (mut fronts, mut backs) = (vec![0i64; rank], vec![0i64; rank]);
+    for ((&axis, &front), &back) in axes.iter().zip(before).zip(after) {
+        if let (Some(f), Some(b)) = (fronts.get_mut(axis), backs.get_mut(axis)) {
+            (*f, *b) = (front, back);
+        }
+    }
+    let x = call.tensor(0)?;
+    let x = crop(call, x, &fronts, &backs)?;
+    let positive = |list: &[i64]| list.iter().map(|&a| usize::try_from(a).unwrap_or(0)).collect::<Vec<_>>();
+    let (before, after) = (positive(&fronts), positive(&backs));
+    let grows = before.iter().chain(&after).any(|&a| a > 0);
+    let value = if grows { call.push(Op::Pad { before, after, value: Real(value) }, &[x])? } else { x };
+    call.give_value(value);
+    Ok(())
+}
+
+/// Negative padding.
+fn crop(call: &mut Call<'_, '_>, mut x: ValueId, fronts: &[i64], backs: &[i64]) -> Fallible<ValueId> {
+    for (axis, (&front, &back)) in fronts.iter().zip(backs).enumerate() {
+        let (cut_front, cut_back) = (front.min(0).unsigned_abs() as usize, back.min(0).unsigned_abs() as usize);
+        if cut_front == 0 && cut_back == 0 {
+            continue;
+        }
+        let size = call.shape_of(x).0.get(axis).copied().and_then(Dim::as_fixed);
+        let left = size.and_then(|s| s.checked_sub(cut_front)?.checked_sub(cut_back));
+        let len = left.ok_or_else(|| unsupported("negative padding larger than the dimension, or of the batch"))?;
+        x = index::slice_axis(call, x, axis, cut_front, len, 1)?;
+    }
+    Ok(x)
+}
+
+/// The four dimensions of an image tensor, the last three fixed, and the block size.
+fn blocks(call: &Call<'_, '_>) -> Fallible<(Dim, [usize; 3], usize)> {
+    let shape = call.shape(0)?;
+    let &[n, c, h, w] = shape.0.as_slice() else { return Err(invalid("the operand must have 4 dimensions")) };
+    let (Some(c), Some(h), Some(w)) = (c.as_fixed(), h.as_fixed(), w.as_fixed()) else {
+        return Err(unsupported("only dimension 0 may be the batch"));
+    };
+    let block = usize::try_from(call.int_or("blocksize", 0)?).ok().filter(|b| (1..=4096).contains(b));
+    Ok((n, [c, h, w], block.ok_or_else(|| invalid("`blocksize` is missing or out of range"))?))
+}
+
+fn rearranged(call: &mut Call<'_, '_>, split: Vec<Dim>, perm: Vec<usize>, joined: Vec<Dim>) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let x = call.reshape(x, Shape(split))?;
+    let x = call.transpose(x, perm)?;
+    let value = call.reshape(x, Shape(joined))?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn depth_to_space(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (n, [c, h, w], b) = blocks(call)?;
+    let inner = c / (b * b);
+    let fixed = |list: &[usize]| std::iter::once(n).chain(list.iter().map(|&d| Dim::fixed(d))).collect::<Vec<_>>();
+    let joined = fixed(&[inner, h.saturating_mul(b), w.saturating_mul(b)]);
+    match call.word_or("mode", "DCR")? {
+        "DCR" => rearranged(call, fixed(&[b, b, inner, h, w]), vec![0, 3, 4, 1, 5, 2], joined),
+        "CRD" => rearranged(call, fixed(&[inner, b, b, h, w]), vec![0, 1, 4, 2, 5, 3], joined),
+        other => Err(invalid(format!("mode={other:?}"))),
+    }
+}
+
+fn space_to_depth(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (n, [c, h, w], b) = blocks(call)?;
+    let fixed = |list: &[usize]| std::iter::once(n).chain(list.iter().map(|&d| Dim::fixed(d))).collect::<Vec<_>>();
+    let joined = fixed(&[c.saturating_mul(b * b), h / b, w / b]);
+    rearranged(call, fixed(&[c, h / b, b, w / b, b]), vec![0, 3, 5, 1, 2, 4], joined)
+}

@@ -1,0 +1,58 @@
+//! Comparisons and logic: known content only.
+
+use std::cmp::Ordering;
+
+use super::{Table, arithmetic};
+use crate::call::Call;
+use crate::known::{Kind, Known, Linear};
+use crate::problem::{Fallible, unsupported};
+
+pub(super) const OPS: Table = &[
+    ("And", |c| truth(c, |a, b| a && b)),
+    ("Equal", |c| compare(c, |a, b| equal(a, b))),
+    ("Greater", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_gt))),
+    ("GreaterOrEqual", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_ge))),
+    ("Less", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_lt))),
+    ("LessOrEqual", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_le))),
+    ("Not", not),
+    ("Or", |c| truth(c, |a, b| a || b)),
+    ("Xor", |c| truth(c, |a, b| a != b)),
+];
+
+fn equal(a: Linear, b: Linear) -> Option<bool> {
+    if let Some(order) = a.compare(b) {
+        return Some(order.is_eq());
+    }
+    // Equal for one batch at most; never, when that is no batch.
+    let difference = a.sub(b);
+    let batch = -difference.constant / difference.batch;
+    (batch < 1.0 || batch.fract() != 0.0).then_some(false)
+}
+
+fn flag(v: bool) -> Linear {
+    f64::from(u8::from(v)).into()
+}
+
+fn pair(call: &mut Call<'_, '_>, f: impl Fn(Linear, Linear) -> Option<bool>) -> Fallible<()> {
+    let (a, b) = (call.content(0, "the comparison")?, call.content(1, "the comparison")?);
+    let result = arithmetic::zip(call, &a, &b, Kind::Bool, |x, y| f(x, y).map(flag))?;
+    call.give_known(result);
+    Ok(())
+}
+
+fn compare(call: &mut Call<'_, '_>, f: fn(Linear, Linear) -> Option<bool>) -> Fallible<()> {
+    pair(call, f)
+}
+
+fn truth(call: &mut Call<'_, '_>, f: fn(bool, bool) -> bool) -> Fallible<()> {
+    pair(call, |a, b| Some(f(a.fixed()? != 0.0, b.fixed()? != 0.0)))
+}
+
+fn not(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.content(0, "the operand")?;
+    call.room(x.data.len())?;
+    let data = x.data.iter().map(|v| v.fixed().map(|v| flag(v == 0.0))).collect::<Option<Vec<_>>>();
+    let data = data.ok_or_else(|| unsupported("the operand depends on the batch"))?;
+    call.give_known(Known { kind: Kind::Bool, dims: x.dims.clone(), data });
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Normalisations and softmax.
+
+use vitc_ir::{Dim, Op, Real, Shape, ValueId};
+
+use super::Table;
+use crate::call::Call;
+use crate::problem::{Fallible, invalid, unsupported};
+
+pub(super) const OPS: Table = &[
+    ("BatchNormalization", batch_norm),
+    ("GroupNormalization", group_norm),
+    ("InstanceNormalization", instance_norm),
+    ("LayerNormalization", layer_norm),
+    ("LogSoftmax", |c| softmax(c, true)),
+    ("Softmax", |c| softmax(c, false)),
+];
+
+fn fixed_count(dims: &[Dim]) -> Fallible<usize> {
+    let count = dims.iter().try_fold(1usize, |acc, d| acc.checked_mul(d.as_fixed()?));
+    count.ok_or_else(|| unsupported("a normalised dimension depends on the batch"))
+}
+
+/// `layernorm` over the last `x`'s dimensions from `axis` on, with the scale and bias that are there.
+fn normalise(
+    call: &mut Call<'_, '_>,
+    x: ValueId,
+    axis: usize,
+    scale: Option<ValueId>,
+    bias: Option<ValueId>,
+    epsilon: f32,
+) -> Fallible<ValueId> {
+    let shape = call.shape_of(x);
+    let (outer, inner) = shape.0.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
+    let channels = fixed_count(inner)?;
+    let rows = Shape([outer, &[Dim::fixed(channels)]].concat());
+    let gamma = match scale {
+        Some(scale) => scale,
+        None => call.filled("gamma", 1.0, &[1])?,
+    };
+    let beta = match bias {
+        Some(bias) => bias,
+        None => call.filled("beta", 0.0, &[1])?,
+    };
+    let x = call.reshape(x, rows)?;
+    let result = call.push(Op::LayerNorm { epsilon: Real(epsilon.into()) }, &[x, gamma, beta])?;
+    call.reshape(result, shape)
+}
+
+fn layer_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    call.only_outputs(1)?;
+    let (x, scale, bias) = (call.tensor(0)?, call.tensor(1)?, call.optional(2)?);
+    let axis = call.axis(call.int_or("axis", -1)?, call.shape_of(x).rank())?;
+    let epsilon = call.float_or("epsilon", 1e-5)?;
+    let value = normalise(call, x, axis, Some(scale), bias, epsilon)?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn softmax(call: &mut Call<'_, '_>, log: bool) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let shape = call.shape_of(x);
+    let rank = shape.rank();
+    let axis = call.axis(call.int_or("axis", -1)?, rank)?;
+    if shape.0.get(axis).is_none_or(|d| d.batch) {
+        return Err(unsupported("softmax over the batch"));
+    }
+    // Other axes trade places with the last.
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(axis, rank - 1);
+    let x = call.transpose(x, perm.clone())?;
+    let mut y = call.push(Op::Softmax {}, &[x])?;
+    if log {
+        y = call.push(Op::Log {}, &[y])?;
+    }
+    let value = call.transpose(y, perm)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// A vector over the channels, dimension 1 of a value of `rank` dimensions.
+fn along_channels(call: &mut Call<'_, '_>, v: ValueId, rank: usize) -> Fallible<ValueId> {
+    let channels = call.shape_of(v).count().ok_or_else(|| invalid("too many channels"))?;
+    let ones = vec![Dim::fixed(1); rank.saturating_sub(2)];
+    call.reshape(v, Shape([vec![channels], ones].concat()))
+}
+
+/// `(x - mean) / sqrt(var + epsilon) * scale + bias` with constants, as one product and one sum.
+fn batch_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    call.only_outputs(1)?;
+    if call.int_or("training_mode", 0)? != 0 {
+        return Err(unsupported("training_mode=1").help("export the model in evaluation mode (model.eval())"));
+    }
+    let x = call.tensor(0)?;
+    let (scale, bias) = (call.tensor(1)?, call.tensor(2)?);
+    let (mean, variance) = (call.tensor(3)?, call.tensor(4)?);
+    let epsilon = call.scalar(call.float_or("epsilon", 1e-5)?.into());
+    let variance = call.push(Op::Add {}, &[variance, epsilon])?;
+    let deviation = call.push(Op::Sqrt {}, &[variance])?;
+    let factor = call.push(Op::Div {}, &[scale, deviation])?;
+    let shift = call.push(Op::Mul {}, &[mean, factor])?;
+    let shift = call.push(Op::Sub {}, &[bias, shift])?;
+    let value = affine(call, x, factor, shift)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `x * scale[c] + bias[c]`.
+fn affine(call: &mut Call<'_, '_>, x: ValueId, scale: ValueId, bias: ValueId) -> Fallible<ValueId> {
+    let rank = call.shape_of(x).rank();
+    let scale = along_channels(call, scale, rank)?;
+    let bias = along_channels(call, bias, rank)?;
+    let x = call.push(Op::Mul {}, &[x, scale])?;
+    call.push(Op::Add {}, &[x, bias])
+}
+
+fn instance_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (x, scale, bias) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
+    let epsilon = call.float_or("epsilon", 1e-5)?;
+    let normal = normalise(call, x, 2, None, None, epsilon)?;
+    let value = affine(call, normal, scale, bias)?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn group_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (x, scale, bias) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
+    let shape = call.shape_of(x);
+    let &[n, channels, ref spatial @ ..] = shape.0.as_slice() else {
+        return Err(invalid("at least 2 dimensions are needed"));
+    };
+    let groups = usize::try_from(call.int_or("num_groups", 0)?).unwrap_or(0);
+    let channels = channels.as_fixed().filter(|c| groups > 0 && c.is_multiple_of(groups));
+    let channels = channels.ok_or_else(|| invalid("`num_groups` does not divide the channels"))?;
+    let inner = fixed_count(spatial)?.checked_mul(channels / groups).ok_or_else(|| invalid("too many elements"))?;
+    let grouped = call.reshape(x, Shape(vec![n, groups.into(), inner.into()]))?;
+    let epsilon = call.float_or("epsilon", 1e-5)?;
+    let normal = normalise(call, grouped, 2, None, None, epsilon)?;
+    // From opset 21 on there is one scale a channel; before, one a group.
+    let per_group = call.shape_of(scale).count() == Some(Dim::fixed(groups)) && channels != groups;
+    let value = if per_group {
+        let scaled = affine(call, normal, scale, bias)?;
+        call.reshape(scaled, shape.clone())?
+    } else {
+        let back = call.reshape(normal, shape.clone())?;
+        affine(call, back, scale, bias)?
+    };
+    call.give_value(value);
+    Ok(())
+}

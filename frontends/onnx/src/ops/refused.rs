@@ -1,0 +1,33 @@
+//! Advice for ops that are known and not supported.
+
+const QUANTIZED: &str = "quantized models are not read yet: give vitc the float model, it quantizes by itself";
+const CONTROL: &str = "control flow is not supported: trace the model with fixed shapes when exporting";
+const DATA: &str = "shapes that depend on the image are not supported";
+
+const ADVICE: &[(&[&str], &str)] = &[
+    (
+        &[
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "QLinearMatMul",
+            "QLinearConv",
+            "MatMulInteger",
+            "ConvInteger",
+        ],
+        QUANTIZED,
+    ),
+    (&["If", "Loop", "Scan", "SequenceMap"], CONTROL),
+    (&["NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK"], DATA),
+    (&["Attention"], "export with opset 18 to 22, where attention is written out"),
+    (&["Resize", "Upsample", "GridSample"], "export with a fixed image size, so that positions need no interpolation"),
+    (
+        &["ConvTranspose", "MaxPool", "LSTM", "GRU", "RNN", "Einsum"],
+        "Vision Transformers rarely need it; tell us if yours does",
+    ),
+];
+
+/// What to do about an op that has no handler.
+pub(super) fn help(op: &str) -> Option<&'static str> {
+    ADVICE.iter().find(|(names, _)| names.contains(&op)).map(|(_, help)| *help)
+}

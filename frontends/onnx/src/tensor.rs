@@ -1,0 +1,168 @@
+//! Reads the content of `TensorProto`s: as bytes of a constant, or as known numbers.
+
+use bytes::Bytes;
+
+use crate::external::External;
+use crate::known::{Kind, Known};
+use crate::limits::Limits;
+use crate::problem::{Fallible, invalid, unsupported};
+use crate::proto::{self, dtype};
+
+/// The dimensions of a tensor within the limits, and the number of its elements.
+pub(crate) fn dims(tensor: &proto::Tensor, limits: &Limits) -> Fallible<(Vec<usize>, usize)> {
+    if tensor.dims.len() > limits.rank {
+        return Err(invalid(format!("{} dimensions, more than the limit of {}", tensor.dims.len(), limits.rank)));
+    }
+    let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
+    let dims = dims.ok_or_else(|| invalid(format!("a negative dimension in {:?}", tensor.dims)))?;
+    let count = crate::known::count(&dims).filter(|&c| c <= limits.elements);
+    let count = count.ok_or_else(|| {
+        invalid(format!("{dims:?} has more elements than the limit of {}", limits.elements)).code("limit")
+    })?;
+    Ok((dims, count))
+}
+
+/// The bytes of a tensor whose elements take `size` bytes, when it has them raw or outside.
+fn raw(tensor: &proto::Tensor, count: usize, size: usize, external: &mut External) -> Fallible<Option<Bytes>> {
+    if tensor.segment.is_some() {
+        return Err(unsupported("segmented tensors are not supported"));
+    }
+    let len = count.checked_mul(size).ok_or_else(|| invalid("too many bytes"))?;
+    match tensor.data_location {
+        0 if tensor.raw_data.is_empty() => Ok(None),
+        0 if tensor.raw_data.len() == len => Ok(Some(tensor.raw_data.clone())),
+        0 => Err(invalid(format!("{count} elements need {len} bytes, raw_data has {}", tensor.raw_data.len()))),
+        1 => external.bytes(tensor, len).map(Some),
+        other => Err(invalid(format!("data_location {other} does not exist"))),
+    }
+}
+
+fn want_len(got: usize, count: usize) -> Fallible<()> {
+    if got == count { Ok(()) } else { Err(invalid(format!("{count} elements are declared, {got} are there"))) }
+}
+
+/// Little-endian bytes of a `float32` tensor, not copied when they are raw or outside.
+pub(crate) fn float_bytes(tensor: &proto::Tensor, count: usize, external: &mut External) -> Fallible<Bytes> {
+    match tensor.data_type {
+        dtype::FLOAT => {}
+        dtype::FLOAT16 | 16 | dtype::DOUBLE => {
+            let name = dtype::name(tensor.data_type);
+            return Err(unsupported(format!("{name} tensors are not supported")).help("export the model in float32"));
+        }
+        other => return Err(unsupported(format!("a tensor of {} where floats are needed", dtype::name(other)))),
+    }
+    if let Some(bytes) = raw(tensor, count, 4, external)? {
+        return Ok(bytes);
+    }
+    want_len(tensor.float_data.len(), count)?;
+    Ok(tensor.float_data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into())
+}
+
+/// The content of a tensor of any numeric type as numbers. The caller has checked that it is small enough.
+pub(crate) fn known(tensor: &proto::Tensor, limits: &Limits, external: &mut External) -> Fallible<Known> {
+    let (dims, count) = dims(tensor, limits)?;
+    let kind = kind(tensor.data_type)?;
+    let size = element_bytes(tensor.data_type);
+    let values = match raw(tensor, count, size, external)? {
+        Some(bytes) => decode(tensor.data_type, &bytes),
+        None => typed(tensor),
+    };
+    want_len(values.len(), count)?;
+    Ok(Known { kind, dims, data: values.into_iter().map(Into::into).collect() })
+}
+
+/// What known content of a data type is called.
+pub(crate) fn kind(data_type: i32) -> Fallible<Kind> {
+    match data_type {
+        dtype::FLOAT | dtype::FLOAT16 => Ok(Kind::F32),
+        dtype::DOUBLE => Ok(Kind::F64),
+        dtype::BOOL => Ok(Kind::Bool),
+        dtype::UINT8 | dtype::INT8 | dtype::UINT16 | dtype::INT16 | dtype::INT32 | dtype::INT64 => Ok(Kind::Int),
+        other => Err(unsupported(format!("tensors of {} are not supported", dtype::name(other)))),
+    }
+}
+
+fn element_bytes(data_type: i32) -> usize {
+    match data_type {
+        dtype::UINT8 | dtype::INT8 | dtype::BOOL => 1,
+        dtype::UINT16 | dtype::INT16 | dtype::FLOAT16 => 2,
+        dtype::INT64 | dtype::DOUBLE => 8,
+        _ => 4,
+    }
+}
+
+/// Little-endian elements as numbers.
+fn decode(data_type: i32, bytes: &[u8]) -> Vec<f64> {
+    fn each<const SIZE: usize>(bytes: &[u8], f: impl Fn([u8; SIZE]) -> f64) -> Vec<f64> {
+        bytes.as_chunks::<SIZE>().0.iter().map(|&c| f(c)).collect()
+    }
+    match data_type {
+        dtype::UINT8 => each::<1>(bytes, |b| u8::from_le_bytes(b).into()),
+        dtype::BOOL => each::<1>(bytes, |b| u8::from(b != [0]).into()),
+        dtype::INT8 => each::<1>(bytes, |b| i8::from_le_bytes(b).into()),
+        dtype::UINT16 => each::<2>(bytes, |b| u16::from_le_bytes(b).into()),
+        dtype::INT16 => each::<2>(bytes, |b| i16::from_le_bytes(b).into()),
+        dtype::FLOAT16 => each::<2>(bytes, |b| half(u16::from_le_bytes(b))),
+        dtype::INT32 => each::<4>(bytes, |b| i32::from_le_bytes(b).into()),
+        dtype::FLOAT => each::<4>(bytes, |b| f32::from_le_bytes(b).into()),
+        dtype::INT64 => each::<8>(bytes, |b| i64::from_le_bytes(b) as f64),
+        dtype::DOUBLE => each::<8>(bytes, f64::from_le_bytes),
+        _ => Vec::new(),
+    }
+}
+
+/// Elements of the typed fields as numbers.
+fn typed(tensor: &proto::Tensor) -> Vec<f64> {
+    match tensor.data_type {
+        dtype::FLOAT => tensor.float_data.iter().map(|&v| v.into()).collect(),
+        dtype::DOUBLE => tensor.double_data.clone(),
+        dtype::INT64 => tensor.int64_data.iter().map(|&v| v as f64).collect(),
+        dtype::FLOAT16 => tensor.int32_data.iter().map(|&v| half(v as u16)).collect(),
+        dtype::BOOL => tensor.int32_data.iter().map(|&v| f64::from(u8::from(v != 0))).collect(),
+        _ => tensor.int32_data.iter().map(|&v| v.into()).collect(),
+    }
+}
+
+/// The value of an IEEE half.
+fn half(bits: u16) -> f64 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let exponent = i32::from(bits >> 10 & 31);
+    let fraction = f64::from(bits & 1023);
+    match exponent {
+        0 => sign * fraction * 2f64.powi(-24),
+        31 if fraction == 0.0 => sign * f64::INFINITY,
+        31 => f64::NAN,
+        e => sign * (1024.0 + fraction) * 2f64.powi(e - 25),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_have_their_values() {
+        for (bits, value) in
+            [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 2f64.powi(-24)), (0x7bff, 65504.0), (0x3555, 0.333251953125)]
+        {
+            assert_eq!(half(bits), value);
+        }
+        assert_eq!(half(0xfc00), f64::NEG_INFINITY);
+        assert!(half(0x7e00).is_nan());
+    }
+
+    #[test]
+    fn raw_and_typed_elements_are_the_same_numbers() {
+        let typed_ints =
+            proto::Tensor { dims: vec![2], data_type: 7, int64_data: vec![-1, i64::MAX], ..Default::default() };
+        let mut raw_ints = proto::Tensor { dims: vec![2], data_type: 7, ..Default::default() };
+        raw_ints.raw_data = [(-1i64).to_le_bytes(), i64::MAX.to_le_bytes()].concat().into();
+        let limits = Limits::default();
+        let mut external = External::new(None, &limits, false);
+        let a = known(&typed_ints, &limits, &mut external).unwrap();
+        assert_eq!(a, known(&raw_ints, &limits, &mut external).unwrap());
+        assert_eq!(a.integers().unwrap(), [-1, i64::MAX]);
+        raw_ints.dims = vec![3];
+        assert!(known(&raw_ints, &limits, &mut external).is_err());
+    }
+}
