@@ -1,0 +1,205 @@
+//! Scales and biases: constants that multiply or are added move into the constant weights they belong to.
+//!
+//! `absorb` walks up from a product by a scalar through movement, and through products of two activations into their
+//! left or right operand, until it finds weights; so the attention scale, wherever an exporter put it (on q, on q and k
+//! as two square roots, after the product), ends in the weights of the projection of q or k.
+
+use vitc_ir::{Const, Op, Shape, TensorType, ValueId};
+
+use super::draft::Draft;
+
+/// The constant as a vector of `channels` elements, when it is a scalar or varies along dimension `axis` of `shape` only.
+fn per_channel(d: &mut Draft, c: ValueId, shape: &Shape, axis: usize) -> Option<ValueId> {
+    let channels = shape.0[axis].as_fixed()?;
+    let (count, rank) = (d.shape(c).count()?.as_fixed()?, d.shape(c).rank());
+    if count != 1 {
+        let at = (axis + rank).checked_sub(shape.rank())?;
+        if rank > shape.rank() || count != channels || d.shape(c).0[at].as_fixed() != Some(channels) {
+            return None;
+        }
+    }
+    let constant = d.constant_of(c).filter(|c| c.layout.is_none())?;
+    let values = constant.values::<f32>();
+    let values = if count == 1 { vec![values[0]; channels] } else { values.into_owned() };
+    let name = constant.name.clone();
+    Some(d.floats(&name, &[channels], &values))
+}
+
+/// Elementwise function of two constants, the second broadcast.
+fn combine(d: &mut Draft, op: Op, a: ValueId, b: ValueId) -> Option<ValueId> {
+    let loc = None;
+    let v = d.push(op, &[a, b], loc)?;
+    let n = d.def(v)?;
+    super::fold::fold_constants(d, n)
+}
+
+fn with_shape(d: &mut Draft, c: ValueId, dims: &[usize]) -> Option<ValueId> {
+    let shape = Shape::fixed(dims);
+    let constant = d.constant_of(c).filter(|c| c.ty.shape.count() == shape.count())?.clone();
+    let ty = TensorType { shape, ..constant.ty.clone() };
+    Some(d.constant(Const { ty, ..constant }))
+}
+
+/// The dimension of a product's or convolution's result that its bias runs along, when its weights are constant.
+fn channel_axis(d: &Draft, v: ValueId) -> Option<usize> {
+    match d.op_of(v)? {
+        (Op::MatMul {}, operands) if d.is_const(operands[1]) => Some(d.shape(v).rank() - 1),
+        (Op::Conv2d { .. }, operands) if d.is_const(operands[1]) => Some(1),
+        (Op::LayerNorm { .. }, operands) if d.is_const(operands[1]) && d.is_const(operands[2]) => {
+            Some(d.shape(v).rank() - 1)
+        }
+        _ => None,
+    }
+}
+
+/// `x w + c` to `matmul(x, w, bias)`, likewise for convolutions and the beta of a layernorm.
+pub(crate) fn absorb_bias(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Add {}, &[v, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let axis = channel_axis(d, v).filter(|_| d.is_const(c) && d.used_once(v))?;
+    let shape = d.shape(d.node(n).result).clone();
+    if &shape != d.shape(v) {
+        return None;
+    }
+    let added = per_channel(d, c, &shape, axis)?;
+    let producer = d.def(v)?;
+    let (op, mut operands) = (d.node(producer).op.clone(), d.node(producer).operands.clone());
+    let bias = match operands.get(2).copied() {
+        Some(known) => {
+            let known = per_channel_vector(d, known, shape.0[axis].as_fixed()?)?;
+            combine(d, Op::Add {}, known, added)?
+        }
+        None => added,
+    };
+    operands.truncate(2);
+    operands.push(bias);
+    let loc = d.join_locs([producer, n]);
+    d.push(op, &operands, loc)
+}
+
+/// A bias of one element or one per channel as a vector.
+fn per_channel_vector(d: &mut Draft, c: ValueId, channels: usize) -> Option<ValueId> {
+    let count = d.shape(c).count()?.as_fixed()?;
+    if count == 1 { per_channel(d, c, &Shape::fixed(&[channels]), 0) } else { with_shape(d, c, &[channels]) }
+}
+
+/// `(x w + b) * c` to `x (w c) + b c`, for a scalar or one factor a channel; likewise for convolutions and layernorms.
+fn scale_weights(d: &mut Draft, v: ValueId, factor: ValueId, at: usize) -> Option<ValueId> {
+    let axis = channel_axis(d, v)?;
+    let producer = d.def(v)?;
+    let (op, operands) = (d.node(producer).op.clone(), d.node(producer).operands.clone());
+    let shape = d.shape(v).clone();
+    let channels = shape.0[axis].as_fixed()?;
+    let factor = per_channel(d, factor, &shape, axis)?;
+    let mut scaled = vec![operands[0]];
+    let weights_factor =
+        if matches!(op, Op::Conv2d { .. }) { with_shape(d, factor, &[channels, 1, 1, 1])? } else { factor };
+    scaled.push(combine(d, Op::Mul {}, operands[1], weights_factor)?);
+    if let Some(&bias) = operands.get(2) {
+        let bias = per_channel_vector(d, bias, channels)?;
+        scaled.push(combine(d, Op::Mul {}, bias, factor)?);
+    }
+    let loc = d.join_locs([producer, at]);
+    d.push(op, &scaled, loc)
+}
+
+/// `v * factor` for a scalar, without a product: the factor goes into constant weights above `v`, through values that
+/// have no other use.
+fn absorb(d: &mut Draft, v: ValueId, factor: ValueId, at: usize) -> Option<ValueId> {
+    if !d.used_once(v) {
+        return None;
+    }
+    if let Some(scaled) = scale_weights(d, v, factor, at) {
+        return Some(scaled);
+    }
+    let producer = d.def(v)?;
+    let (op, operands) = (d.node(producer).op.clone(), d.node(producer).operands.clone());
+    let loc = d.loc(producer);
+    match op {
+        Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } => {
+            let x = absorb(d, operands[0], factor, at)?;
+            d.push(op, &[x], loc)
+        }
+        Op::MatMul {} if operands.len() == 2 => {
+            if let Some(a) = absorb(d, operands[0], factor, at) {
+                return d.push(op, &[a, operands[1]], loc);
+            }
+            let b = absorb(d, operands[1], factor, at)?;
+            d.push(op, &[operands[0], b], loc)
+        }
+        Op::Mul {} if d.is_const(operands[1]) => {
+            let product = combine(d, Op::Mul {}, operands[1], factor)?;
+            let loc = d.join_locs([producer, at]);
+            d.push(op, &[operands[0], product], loc)
+        }
+        _ => None,
+    }
+}
+
+/// `x * c` where the weights above `x` can take `c`.
+pub(crate) fn absorb_scale(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Mul {}, &[v, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    if !d.is_const(c) || d.shape(v) != d.shape(d.node(n).result) || !d.used_once(v) {
+        return None;
+    }
+    match d.scalar(c) {
+        Some(factor) => {
+            let factor = d.floats("scale", &[], &[factor as f32]);
+            absorb(d, v, factor, n)
+        }
+        None => scale_weights(d, v, c, n),
+    }
+}
+
+/// `(x * c) w` to `x (c w)` for constant weights and a scalar or one factor a channel.
+pub(crate) fn absorb_scale_below(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    if node.op != (Op::MatMul {}) {
+        return None;
+    }
+    let (v, w) = (node.operands[0], node.operands[1]);
+    let (Op::Mul {}, &[x, c]) = d.op_of(v)? else { return None };
+    if !d.is_const(w) || !d.is_const(c) || d.shape(x) != d.shape(v) || !d.used_once(v) {
+        return None;
+    }
+    let bias = node.operands.get(2).copied();
+    let shape = d.shape(v).clone();
+    let rows = shape.last_fixed()?;
+    let factor = per_channel(d, c, &shape, shape.rank() - 1)?;
+    let factor = with_shape(d, factor, &[rows, 1])?;
+    let weights = combine(d, Op::Mul {}, w, factor)?;
+    let loc = d.join_locs(d.def(v).into_iter().chain([n]));
+    let operands: Vec<_> = [x, weights].into_iter().chain(bias).collect();
+    d.push(Op::MatMul {}, &operands, loc)
+}
+
+/// `(a * c) b` and `a (b * c)` to `(a b) * c` for a scalar that no weights above could take.
+pub(crate) fn sink_scale(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::MatMul {}, &[a, b]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let scaled = |v: ValueId| match d.op_of(v) {
+        Some((Op::Mul {}, &[x, c])) if d.scalar(c).is_some() && d.shape(x) == d.shape(v) && d.used_once(v) => {
+            Some((x, c))
+        }
+        _ => None,
+    };
+    let (left, right, c, from) = match (scaled(a), scaled(b)) {
+        (Some((x, c)), _) => (x, b, c, a),
+        (_, Some((x, c))) => (a, x, c, b),
+        _ => return None,
+    };
+    let loc = d.loc(n);
+    let product = d.push(Op::MatMul {}, &[left, right], loc)?;
+    let scale_loc = d.def(from).and_then(|m| d.loc(m));
+    d.push(Op::Mul {}, &[product, c], scale_loc)
+}
+
+/// `(x * a) * b` to `x * (a b)` for scalars.
+pub(crate) fn merge_scales(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Mul {}, &[v, b]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (Op::Mul {}, &[x, a]) = d.op_of(v)? else { return None };
+    if !d.is_const(a) || !d.is_const(b) || d.scalar(a).is_none() || !d.used_once(v) {
+        return None;
+    }
+    let product = combine(d, Op::Mul {}, b, a)?;
+    let loc = d.join_locs(d.def(v).into_iter().chain([n]));
+    d.push(Op::Mul {}, &[x, product], loc)
+}

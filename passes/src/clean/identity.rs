@@ -1,0 +1,92 @@
+//! Neutral elements and canonical order: `x+0`, `x*1`, constants as second operands, quotients by constants as products.
+
+use vitc_ir::{Const, Op, ValueId};
+
+use super::draft::Draft;
+
+fn same_shape(d: &Draft, a: ValueId, n: usize) -> bool {
+    d.shape(a) == d.shape(d.node(n).result)
+}
+
+/// `x+0`, `x-0`, `x*1`, `x/1`, `x^1` to `x`.
+pub(crate) fn drop_neutral(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    let neutral = match node.op {
+        Op::Add {} | Op::Sub {} => 0.0,
+        Op::Mul {} | Op::Div {} | Op::Pow {} => 1.0,
+        _ => return None,
+    };
+    let x = node.operands[0];
+    (d.uniform(node.operands[1]) == Some(neutral) && same_shape(d, x, n)).then_some(x)
+}
+
+/// `c+x` to `x+c`, `c*x` to `x*c`.
+pub(crate) fn constant_second(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    let op = match node.op {
+        Op::Add {} | Op::Mul {} | Op::Min {} | Op::Max {} => node.op.clone(),
+        _ => return None,
+    };
+    let (a, b) = (node.operands[0], node.operands[1]);
+    if !d.is_const(a) || d.is_const(b) {
+        return None;
+    }
+    d.push(op, &[b, a], d.loc(n))
+}
+
+fn mapped(d: &mut Draft, v: ValueId, f: impl Fn(f64) -> f64) -> Option<ValueId> {
+    let c = d.constant_of(v).filter(|c| c.layout.is_none())?;
+    let values: Vec<f32> = c.values::<f32>().iter().map(|&x| f(f64::from(x)) as f32).collect();
+    let (name, ty) = (c.name.clone(), c.ty.clone());
+    values.iter().all(|x| x.is_finite()).then(|| d.constant(Const::new(name, ty, &values)))
+}
+
+/// `x/c` to `x*(1/c)`.
+pub(crate) fn divide_by_constant(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    let (Op::Div {}, &[x, c]) = (&node.op, &node.operands[..]) else { return None };
+    let inverse = mapped(d, c, |v| 1.0 / v)?;
+    d.push(Op::Mul {}, &[x, inverse], d.loc(n))
+}
+
+/// `x-c` to `x+(-c)`.
+pub(crate) fn subtract_constant(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    let (Op::Sub {}, &[x, c]) = (&node.op, &node.operands[..]) else { return None };
+    let negated = mapped(d, c, |v| -v)?;
+    d.push(Op::Add {}, &[x, negated], d.loc(n))
+}
+
+/// `a*(1/b)` to `a/b`.
+pub(crate) fn reciprocal_product(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    let (Op::Mul {}, &[a, b]) = (&node.op, &node.operands[..]) else { return None };
+    let inverse = |v: ValueId| match d.op_of(v) {
+        Some((Op::Reciprocal {}, &[x])) if d.used_once(v) => Some(x),
+        _ => None,
+    };
+    let (top, bottom) = match (inverse(b), inverse(a)) {
+        (Some(x), _) => (a, x),
+        (_, Some(x)) => (b, x),
+        _ => return None,
+    };
+    d.push(Op::Div {}, &[top, bottom], d.loc(n))
+}
+
+/// `f(x, expand(y))` to `f(x, y)` where broadcasting expands anyway.
+pub(crate) fn drop_expand(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    if !is_broadcasting(&node.op) {
+        return None;
+    }
+    let op = node.op.clone();
+    let mut operands = node.operands.clone();
+    let slot = operands.iter().position(|&v| matches!(d.op_of(v), Some((Op::Expand { .. }, _))))?;
+    operands[slot] = d.op_of(operands[slot])?.1[0];
+    d.push(op, &operands, d.loc(n))
+}
+
+/// Whether an op is a broadcasting function of two operands.
+pub(crate) fn is_broadcasting(op: &Op) -> bool {
+    matches!(op, Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {})
+}

@@ -1,0 +1,98 @@
+//! The first room: exporter debris out, composite ops back.
+//!
+//! Rules look at one node each and say what its result may be replaced by; they are applied until none fires. What holds
+//! afterwards (the normal form):
+//!
+//! * `layernorm`, `gelu`, `silu`, `hardswish`, ... are single ops; constants are folded.
+//! * Sums of a product or convolution with a per-channel constant are its `bias` operand (shape `[channels]`); products
+//!   with constants are in the weights; the attention scale is in the weights of q (or k) where it can be, else one
+//!   scalar `mul` on the product of q and k.
+//! * Constants are second operands; `sub` and `div` by constants are `add` and `mul`.
+//! * q, k and v are three products with constant weights.
+//! * Rows that nobody needs after the last attention are not computed: slices stand as far up as they can.
+//! * Movement is in the normal form of the shape room.
+
+pub(crate) mod affine;
+pub(crate) mod draft;
+pub(crate) mod fold;
+mod function;
+mod identity;
+mod layernorm;
+mod pixels;
+mod slices;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use vitc_ir::{Diagnostics, Module, Stage};
+
+use crate::shape::{firing_limit, movement};
+use draft::{Draft, Rule};
+
+pub use draft::Fired;
+
+/// The normalisation of images before the model: `(pixel/255 - mean)/std` for each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pixels {
+    /// Mean of each channel, of pixels scaled to 0..1.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel.
+    pub std: Vec<f32>,
+}
+
+/// What the clean room is told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CleanOptions {
+    /// Compile for images: let `u8` pixels in where the normalisation folds into the first convolution.
+    pub pixels: Option<Pixels>,
+}
+
+/// A cleaned module and what was done.
+#[derive(Clone, Debug)]
+pub struct Cleaned {
+    /// The module, of stage `clean`.
+    pub module: Module,
+    /// How often each rule fired.
+    pub fired: Fired,
+}
+
+/// Rules that fold, simplify and recover; order decides which is tried first on a node.
+const RULES: &[(&str, Rule)] = &[
+    ("fold-constants", fold::fold_constants),
+    ("drop-neutral", identity::drop_neutral),
+    ("constant-second", identity::constant_second),
+    ("divide-by-constant", identity::divide_by_constant),
+    ("subtract-constant", identity::subtract_constant),
+    ("reciprocal-product", identity::reciprocal_product),
+    ("drop-expand", identity::drop_expand),
+    ("layernorm", layernorm::recover_layernorm),
+    ("function-by-value", function::recover_function),
+    ("bias", affine::absorb_bias),
+    ("merge-scales", affine::merge_scales),
+    ("scale-into-weights", affine::absorb_scale),
+    ("scale-into-rows", affine::absorb_scale_below),
+    ("scale-after-product", affine::sink_scale),
+    ("split-product", slices::split_product),
+    ("sink-slice", slices::sink_slice),
+];
+
+/// Cleans an imported module.
+pub fn run(module: &Module, options: &CleanOptions) -> Result<Cleaned, Diagnostics> {
+    let mut fired = Fired::new();
+    // Equal chains must be one before they are matched, so each round starts from a rebuilt module.
+    let mut module = Draft::new(module.clone()).finish(Stage::Clean);
+    let rules = [RULES, movement::RULES].concat();
+    loop {
+        let before: usize = fired.values().sum();
+        let mut draft = Draft::new(module.clone());
+        draft.saturate(&rules, firing_limit(&module), &mut fired);
+        module = draft.finish(Stage::Clean);
+        let after: usize = fired.values().sum();
+        if after == before || after > 4 * firing_limit(&module) {
+            break;
+        }
+    }
+    let module = pixels::open_door(module, options.pixels.as_ref(), &mut fired)?;
+    Ok(Cleaned { module, fired })
+}

@@ -1,0 +1,504 @@
+//! Every recovery on graphs by hand: it fires, leaves nothing of the pattern, and the result means the same.
+
+use vitc_ir::attr::GeluForm;
+use vitc_ir::{Elem, Module, Op, Real, ValueId};
+
+use super::testing::{Build, batched, count, difference, inputs, outputs, projections};
+use super::{CleanOptions, Cleaned, Pixels, run};
+
+/// Cleans, and checks that the meaning stays.
+fn clean(m: &Module) -> Cleaned {
+    let cleaned = run(m, &CleanOptions::default()).unwrap();
+    vitc_ir::verify::verify(&cleaned.module).unwrap();
+    let x = inputs(m, 1);
+    let d = difference(&outputs(m, &x), &outputs(&cleaned.module, &x));
+    assert!(d < 2e-5, "differs by {d}");
+    assert!(cleaned.module.nodes.iter().all(|n| n.loc.is_some()), "a node lost its place");
+    cleaned
+}
+
+fn mean(b: &mut Build, x: ValueId) -> ValueId {
+    let last = b.m.ty(x).shape.rank() - 1;
+    b.op(Op::ReduceMean { axes: vec![last], keep: true }, &[x])
+}
+
+#[test]
+fn layernorm_chains() {
+    for variant in 0..3 {
+        let mut b = Build::new(variant);
+        let x = b.input(&[5, 8]);
+        let m = mean(&mut b, x);
+        let centred = b.op(Op::Sub {}, &[x, m]);
+        let again = b.op(Op::Sub {}, &[x, m]);
+        let two = b.scalar(2.0);
+        let square = if variant == 0 { b.op(Op::Pow {}, &[again, two]) } else { b.mul(again, again) };
+        let variance = mean(&mut b, square);
+        let sum = b.shift(variance, 1e-5);
+        let deviation = b.op(Op::Sqrt {}, &[sum]);
+        let normal = match variant {
+            2 => {
+                let r = b.op(Op::Reciprocal {}, &[deviation]);
+                b.mul(centred, r)
+            }
+            _ => b.op(Op::Div {}, &[centred, deviation]),
+        };
+        let (gamma, beta) = (b.weights(&[8], 1.0), b.weights(&[8], 1.0));
+        let scaled = b.mul(normal, gamma);
+        let y = b.add(beta, scaled);
+        let cleaned = clean(&b.done(y));
+        assert_eq!(cleaned.module.nodes.len(), 1, "variant {variant}");
+        assert_eq!(cleaned.fired["layernorm"], 1);
+        let Op::LayerNorm { epsilon } = cleaned.module.nodes[0].op else { panic!() };
+        assert!((epsilon.0 - 1e-5).abs() < 1e-9);
+        let loc = cleaned.module.nodes[0].loc.as_deref().unwrap();
+        assert!(
+            loc.starts_with("reduce_mean_0 + ")
+                && loc.contains("sqrt")
+                && loc.contains("sqrt_")
+                && !loc.contains("+ reduce_mean_0"),
+            "{loc}"
+        );
+    }
+}
+
+/// One plus erf of `x/sqrt 2`.
+fn erf_part(b: &mut Build, x: ValueId, divide: bool) -> ValueId {
+    let scaled = if divide {
+        let c = b.scalar(std::f32::consts::SQRT_2);
+        b.op(Op::Div {}, &[x, c])
+    } else {
+        b.scale(x, 0.707_106_77)
+    };
+    let erf = b.op(Op::Erf {}, &[scaled]);
+    b.shift(erf, 1.0)
+}
+
+fn tanh_gelu(b: &mut Build, x: ValueId) -> ValueId {
+    let three = b.scalar(3.0);
+    let cube = b.op(Op::Pow {}, &[x, three]);
+    let cube = b.scale(cube, 0.044715);
+    let sum = b.add(x, cube);
+    let inner = b.scale(sum, 0.797_884_6);
+    let tanh = b.op(Op::Tanh {}, &[inner]);
+    let one = b.shift(tanh, 1.0);
+    let half = b.scale(x, 0.5);
+    b.mul(half, one)
+}
+
+fn hardswish(b: &mut Build, x: ValueId) -> ValueId {
+    let moved = b.shift(x, 3.0);
+    let clipped = b.op(Op::Clip { lo: Real(0.0), hi: Real(6.0) }, &[moved]);
+    let product = b.mul(x, clipped);
+    let six = b.scalar(6.0);
+    b.op(Op::Div {}, &[product, six])
+}
+
+/// Writes an activation function as some exporter does.
+type Chain = fn(&mut Build, ValueId) -> ValueId;
+
+#[test]
+fn activation_functions_in_every_order() {
+    let chains: &[(&str, Chain)] = &[
+        ("gelu", |b, x| {
+            let e = erf_part(b, x, true);
+            let p = b.mul(x, e);
+            b.scale(p, 0.5)
+        }),
+        ("gelu", |b, x| {
+            let e = erf_part(b, x, false);
+            let h = b.scale(e, 0.5);
+            b.mul(x, h)
+        }),
+        ("gelu", |b, x| {
+            let e = erf_part(b, x, true);
+            let h = b.scale(x, 0.5);
+            b.mul(h, e)
+        }),
+        ("gelu", tanh_gelu),
+        ("silu", |b, x| {
+            let s = b.op(Op::Sigmoid {}, &[x]);
+            b.mul(s, x)
+        }),
+        ("hardswish", hardswish),
+        ("hardswish", |b, x| {
+            let s = b.op(Op::HardSigmoid { alpha: Real(1.0 / 6.0), beta: Real(0.5) }, &[x]);
+            b.mul(x, s)
+        }),
+        ("relu", |b, x| {
+            let zero = b.scalar(0.0);
+            b.op(Op::Max {}, &[zero, x])
+        }),
+    ];
+    for (i, (name, chain)) in chains.iter().enumerate() {
+        let mut b = Build::new(i as u64);
+        let x = b.input(&[3, 16]);
+        let x = b.linear(x, 40);
+        let y = chain(&mut b, x);
+        let cleaned = clean(&b.done(y));
+        assert_eq!((cleaned.module.nodes.len(), count(&cleaned.module, name)), (2, 1), "chain {i}");
+        let form = if i == 3 { GeluForm::Tanh } else { GeluForm::Erf };
+        let forms = cleaned.module.nodes.iter().filter_map(|n| match n.op {
+            Op::Gelu { form } => Some(form),
+            _ => None,
+        });
+        assert!(forms.into_iter().all(|f| f == form));
+    }
+}
+
+#[test]
+fn a_function_that_is_nearly_known_stays() {
+    let mut b = Build::new(3);
+    let x = b.input(&[4]);
+    let s = b.scale(x, 1.702);
+    let s = b.op(Op::Sigmoid {}, &[s]);
+    let y = b.mul(x, s);
+    let cleaned = clean(&b.done(y));
+    assert_eq!(cleaned.module.nodes.len(), 3);
+}
+
+/// Where an exporter puts the attention scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scale {
+    OnQ,
+    OnBoth,
+    After,
+    DivideAfter,
+}
+
+const TOKENS: usize = 5;
+const HEADS: usize = 3;
+const DEPTH: usize = 4;
+const WIDTH: usize = HEADS * DEPTH;
+
+fn attention(b: &mut Build, q: ValueId, k: ValueId, v: ValueId, scale: Scale) -> ValueId {
+    let factor = (DEPTH as f32 + 1.0).powf(-0.5);
+    let mut kt = b.transpose(k, &[0, 1, 3, 2]);
+    let mut q = q;
+    if scale == Scale::OnQ {
+        q = b.scale(q, factor);
+    }
+    if scale == Scale::OnBoth {
+        q = b.scale(q, factor.sqrt());
+        kt = b.scale(kt, factor.sqrt());
+    }
+    let mut scores = b.op(Op::MatMul {}, &[q, kt]);
+    if scale == Scale::After {
+        scores = b.scale(scores, factor);
+    }
+    if scale == Scale::DivideAfter {
+        let c = b.scalar(1.0 / factor);
+        scores = b.op(Op::Div {}, &[scores, c]);
+    }
+    let map = b.softmax(scores);
+    let mixed = b.op(Op::MatMul {}, &[map, v]);
+    let joined = b.transpose(mixed, &[0, 2, 1, 3]);
+    let joined = b.reshape(joined, &[TOKENS, WIDTH]);
+    b.linear(joined, WIDTH)
+}
+
+fn heads(b: &mut Build, x: ValueId) -> ValueId {
+    let split = b.reshape(x, &[TOKENS, HEADS, DEPTH]);
+    b.transpose(split, &[0, 2, 1, 3])
+}
+
+/// Attention with one product for q, k and v, taken apart by slices.
+fn joint_attention(b: &mut Build, x: ValueId, scale: Scale) -> ValueId {
+    let qkv = b.linear(x, 3 * WIDTH);
+    let qkv = b.reshape(qkv, &[TOKENS, 3, HEADS, DEPTH]);
+    let qkv = b.transpose(qkv, &[2, 0, 3, 1, 4]);
+    let part = |b: &mut Build, i: usize| {
+        let s = b.slice(qkv, 0, i, 1);
+        b.reshape(s, &[HEADS, TOKENS, DEPTH])
+    };
+    let (q, k, v) = (part(b, 0), part(b, 1), part(b, 2));
+    attention(b, q, k, v, scale)
+}
+
+#[test]
+fn attention_from_one_product_with_any_scale() {
+    for scale in [Scale::OnQ, Scale::OnBoth, Scale::After, Scale::DivideAfter] {
+        let mut b = Build::new(11);
+        let x = b.input(&[TOKENS, WIDTH]);
+        let y = joint_attention(&mut b, x, scale);
+        let cleaned = clean(&b.done(y));
+        let m = &cleaned.module;
+        assert_eq!((projections(m), count(m, "matmul")), (4, 6), "{scale:?}");
+        assert_eq!(count(m, "mul") + count(m, "slice") + count(m, "add"), 0, "{scale:?}");
+        assert_eq!((count(m, "transpose"), count(m, "reshape")), (4, 4), "{scale:?}");
+    }
+}
+
+#[test]
+fn attention_from_three_products() {
+    let mut b = Build::new(12);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let parts: Vec<_> = (0..3).map(|_| b.linear(x, WIDTH)).collect();
+    let parts: Vec<_> = parts.into_iter().map(|p| heads(&mut b, p)).collect();
+    let y = attention(&mut b, parts[0], parts[1], parts[2], Scale::After);
+    let m = clean(&b.done(y)).module;
+    assert_eq!((projections(&m), count(&m, "matmul"), count(&m, "mul")), (4, 6, 0));
+}
+
+#[test]
+fn the_dynamo_detour_of_k_through_three_dimensions() {
+    let mut b = Build::new(13);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let k = b.linear(x, WIDTH);
+    let k = heads(&mut b, k);
+    let merged = vitc_ir::Shape(vec![
+        vitc_ir::Dim { size: HEADS, batch: true },
+        vitc_ir::Dim::fixed(TOKENS),
+        vitc_ir::Dim::fixed(DEPTH),
+    ]);
+    let flat = b.op(Op::Reshape { shape: merged }, &[k]);
+    let turned = b.transpose(flat, &[0, 2, 1]);
+    let y = b.reshape(turned, &[HEADS, DEPTH, TOKENS]);
+    let m = clean(&b.done(y)).module;
+    assert_eq!((count(&m, "reshape"), count(&m, "transpose")), (1, 1));
+}
+
+#[test]
+fn a_scale_without_weights_stands_once_after_the_product() {
+    let mut b = Build::new(14);
+    let x = b.input(&[3, 4]);
+    let q = b.scale(x, 0.5);
+    let t = b.transpose(x, &[0, 2, 1]);
+    let k = b.scale(t, 0.25);
+    let y = b.op(Op::MatMul {}, &[q, k]);
+    let m = clean(&b.done(y)).module;
+    assert_eq!(m.nodes.iter().map(|n| n.op.name()).collect::<Vec<_>>(), ["transpose", "matmul", "mul"]);
+}
+
+#[test]
+fn biases_and_channel_scales_join_the_weights() {
+    let mut b = Build::new(15);
+    let x = b.input(&[3, 4]);
+    let y = b.linear(x, 6);
+    let gamma = b.weights(&[6], 1.0);
+    let y = b.mul(gamma, y);
+    let more = b.weights(&[1, 1, 6], 1.0);
+    let y = b.op(Op::Sub {}, &[y, more]);
+    let m = clean(&b.done(y)).module;
+    assert_eq!(m.nodes.len(), 1);
+    assert_eq!(m.nodes[0].loc.as_deref(), Some("matmul_0 + add_1 + mul_2 + sub_3"));
+}
+
+#[test]
+fn a_batchnorm_after_a_convolution_joins_it() {
+    let mut b = Build::new(16);
+    let x = b.input(&[3, 8, 8]);
+    let (w, bias) = (b.weights(&[6, 3, 2, 2], 0.3), b.weights(&[6], 0.3));
+    let conv = Op::Conv2d { strides: [2, 2], pads: [1, 0, 1, 0], dilations: [1, 1], groups: 1 };
+    let y = b.op(conv, &[x, w, bias]);
+    let (scale, shift) = (b.weights(&[1, 6, 1, 1], 1.0), b.weights(&[6, 1, 1], 1.0));
+    let y = b.mul(y, scale);
+    let y = b.add(y, shift);
+    assert_eq!(clean(&b.done(y)).module.nodes.len(), 1);
+}
+
+#[test]
+fn values_with_other_uses_are_left_alone() {
+    let mut b = Build::new(17);
+    let x = b.input(&[3, 4]);
+    let y = b.linear(x, 4);
+    let z = b.scale(y, 3.0);
+    let sum = b.add(y, z);
+    let m = clean(&b.done(sum)).module;
+    assert_eq!((count(&m, "matmul"), count(&m, "mul"), count(&m, "add")), (1, 1, 1));
+}
+
+#[test]
+fn only_the_class_token_is_computed_after_the_last_attention() {
+    let mut b = Build::new(18);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let n = b.layernorm(x);
+    let a = joint_attention(&mut b, n, Scale::OnQ);
+    let x = b.add(x, a);
+    let n = b.layernorm(x);
+    let h = b.linear(n, 2 * WIDTH);
+    let h = b.gelu(h);
+    let h = b.linear(h, WIDTH);
+    let x = b.add(h, x);
+    let n = b.layernorm(x);
+    let token = b.slice(n, 1, 0, 1);
+    let token = b.reshape(token, &[WIDTH]);
+    let y = b.linear(token, 7);
+    let m = clean(&b.done(y)).module;
+    let rows = |n: &vitc_ir::Node| m.ty(n.result).shape.0[1].as_fixed() == Some(1);
+    let short = |name: &str| m.nodes.iter().filter(|n| n.op.name() == name && rows(n)).count();
+    assert_eq!((short("gelu"), short("add"), short("layernorm")), (1, 2, 2));
+    let scores = m.nodes.iter().find(|n| n.op == Op::Softmax {}).unwrap();
+    assert_eq!(m.ty(scores.result).shape, batched(&[HEADS, 1, TOKENS]));
+}
+
+#[test]
+fn constants_fold_and_debris_goes() {
+    let mut b = Build::new(19);
+    let x = b.input(&[3, 4]);
+    let (w, one, zero) = (b.weights(&[5, 4], 1.0), b.values(&[4], &[1.0; 4]), b.scalar(0.0));
+    let wt = b.transpose(w, &[1, 0]);
+    let y = b.op(Op::MatMul {}, &[x, wt]);
+    let y = b.add(zero, y);
+    let z = b.mul(x, one);
+    let dead = b.op(Op::Exp {}, &[y]);
+    let _ = b.op(Op::Sqrt {}, &[dead]);
+    let z = b.op(Op::MatMul {}, &[z, wt]);
+    let y = b.add(y, z);
+    let m = clean(&b.done(y)).module;
+    assert_eq!((count(&m, "matmul"), count(&m, "add"), m.nodes.len()), (1, 1, 2));
+}
+
+fn patches(b: &mut Build, pads: [usize; 4]) -> ValueId {
+    let x = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, 8, 8])));
+    let (w, bias) = (b.weights(&[6, 3, 4, 4], 0.2), b.weights(&[6], 0.3));
+    let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1 };
+    b.op(conv, &[x, w, bias])
+}
+
+#[test]
+fn pixels_enter_where_normalisation_folds() {
+    let pixels = Pixels { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] };
+    let options = CleanOptions { pixels: Some(pixels) };
+    let mut b = Build::new(20);
+    let y = patches(&mut b, [0; 4]);
+    let cleaned = run(&b.done(y), &options).unwrap();
+    let m = &cleaned.module;
+    assert_eq!(m.ty(m.inputs[0].value).elem, Elem::U8);
+    assert_eq!((m.inputs[0].name.as_str(), count(m, "normalize")), ("pixels", 1));
+    assert_eq!((m.meta["input.kind"].as_str(), m.meta["input.mean"].as_str()), ("pixels", "0.485,0.456,0.406"));
+    vitc_ir::verify::verify(m).unwrap();
+
+    let mut b = Build::new(20);
+    let y = patches(&mut b, [1; 4]);
+    let m = run(&b.done(y), &options).unwrap().module;
+    assert_eq!((m.ty(m.inputs[0].value).elem, m.meta["input.kind"].as_str()), (Elem::F32, "quantized"));
+}
+
+#[test]
+fn bad_preprocessing_is_an_error() {
+    let mut b = Build::new(21);
+    let y = patches(&mut b, [0; 4]);
+    let options = CleanOptions { pixels: Some(Pixels { mean: vec![0.5; 3], std: vec![0.5, 0.0, 0.5] }) };
+    assert_eq!(run(&b.done(y), &options).unwrap_err().0[0].code, "preprocessing");
+}
+
+/// A random graph of float and movement ops over [N, a, b, c] tensors.
+fn random_graph(seed: u64) -> Module {
+    let mut b = Build::new(seed);
+    let x = b.input(&[4, 6]);
+    let mut live = vec![x];
+    for _ in 0..3 + b.random.below(14) {
+        let pick = b.random.below(live.len());
+        let x = live[pick];
+        let dims: Vec<usize> = b.m.ty(x).shape.0[1..].iter().map(|d| d.size).collect();
+        let last = *dims.last().unwrap();
+        let rowless = b.m.ty(x).shape.last_fixed().is_none();
+        let v = match b.random.below(16) {
+            14 if b.m.ty(x).shape.0[dims.len() - 1].batch => b.op(Op::Neg {}, &[x]),
+            0 | 1 | 4 | 5 | 8 | 14 if rowless => b.op(Op::Tanh {}, &[x]),
+            0 => b.linear(x, last),
+            1 => b.layernorm(x),
+            2 => b.scale(x, 0.5),
+            3 => b.shift(x, 0.25),
+            4 => {
+                let c = b.weights(&[last], 0.5);
+                b.mul(x, c)
+            }
+            5 => {
+                let c = b.weights(&[last], 0.5);
+                b.add(c, x)
+            }
+            6 => {
+                let other = live.iter().rev().copied().find(|&o| b.m.ty(o) == b.m.ty(x)).unwrap();
+                b.add(x, other)
+            }
+            7 => b.gelu(x),
+            8 => b.softmax(x),
+            9 => {
+                let mut perm: Vec<usize> = (0..=dims.len()).collect();
+                let (i, j) = (b.random.below(perm.len()), b.random.below(perm.len()));
+                perm.swap(i, j);
+                b.transpose(x, &perm)
+            }
+            10 => random_reshape(&mut b, x),
+            11 | 12 => random_slice(&mut b, x),
+            13 => {
+                let e = erf_part(&mut b, x, true);
+                let h = b.scale(e, 0.5);
+                b.mul(x, h)
+            }
+            14 => {
+                let t = b.transpose(x, &swapped(dims.len() + 1));
+                let p = b.op(Op::MatMul {}, &[x, t]);
+                b.scale(p, 0.125)
+            }
+            _ => {
+                let axis = random_axis(&mut b, x);
+                match axis {
+                    Some(axis) => b.op(Op::Concat { axis }, &[x, x]),
+                    None => b.op(Op::Tanh {}, &[x]),
+                }
+            }
+        };
+        if b.m.ty(v).shape.count().unwrap().size < 4000 {
+            live.push(v);
+        }
+    }
+    let y = *live.last().unwrap();
+    b.done(y)
+}
+
+fn swapped(rank: usize) -> Vec<usize> {
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank - 1, rank - 2);
+    perm
+}
+
+fn random_axis(b: &mut Build, x: ValueId) -> Option<usize> {
+    let fixed: Vec<usize> = (0..b.m.ty(x).shape.rank()).filter(|&i| !b.m.ty(x).shape.0[i].batch).collect();
+    (!fixed.is_empty()).then(|| fixed[b.random.below(fixed.len())])
+}
+
+fn random_slice(b: &mut Build, x: ValueId) -> ValueId {
+    let Some(axis) = random_axis(b, x) else { return b.op(Op::Tanh {}, &[x]) };
+    let size = b.m.ty(x).shape.0[axis].size;
+    let start = b.random.below(size);
+    let len = 1 + b.random.below(size - start);
+    b.slice(x, axis, start, len)
+}
+
+/// Merges two neighbouring dimensions or splits one.
+fn random_reshape(b: &mut Build, x: ValueId) -> ValueId {
+    let mut dims = b.m.ty(x).shape.0.clone();
+    let i = b.random.below(dims.len());
+    if b.random.below(2) == 0 && dims.len() > 3 && i + 1 < dims.len() {
+        let merged = dims[i].times(dims[i + 1]).unwrap();
+        dims.splice(i..=i + 1, [merged]);
+    } else if dims.len() < 6 {
+        let factor = [1, 2, 3][b.random.below(3)];
+        if dims[i].size.is_multiple_of(factor) {
+            let rest = vitc_ir::Dim { size: dims[i].size / factor, batch: dims[i].batch };
+            let pair = if dims[i].batch { [rest, vitc_ir::Dim::fixed(factor)] } else { [factor.into(), rest] };
+            dims.splice(i..=i, pair);
+        }
+    }
+    b.op(Op::Reshape { shape: vitc_ir::Shape(dims) }, &[x])
+}
+
+#[test]
+fn random_graphs_keep_their_meaning() {
+    for seed in 0..1500 {
+        let m = random_graph(seed);
+        let x = inputs(&m, seed);
+        let wanted = outputs(&m, &x);
+        let cleaned = run(&m, &CleanOptions::default()).unwrap().module;
+        let shaped = crate::shape::run(&cleaned).unwrap();
+        for after in [&cleaned, &shaped] {
+            vitc_ir::verify::verify(after).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            let d = difference(&wanted, &outputs(after, &x));
+            assert!(d < 1e-4, "seed {seed} differs by {d}");
+        }
+        let again = run(&cleaned, &CleanOptions::default()).unwrap();
+        assert_eq!(again.module.nodes.len(), cleaned.nodes.len(), "seed {seed}: not a fixed point {:?}", again.fired);
+    }
+}

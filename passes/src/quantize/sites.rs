@@ -1,0 +1,179 @@
+//! Which edges become integer, in which role, and which of them share a scale.
+
+use std::collections::BTreeMap;
+
+use vitc_ir::{Class, Def, Elem, Module, Op, ValueId};
+
+/// How a value is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    /// `u8`, asymmetric: left operands of products, inputs of elementwise functions.
+    Unsigned,
+    /// `i8`, symmetric: right operands of products of two activations.
+    Signed,
+    /// `i16`, symmetric: sums, means, layernorm inputs.
+    Wide,
+}
+
+impl Role {
+    pub(crate) fn elem(self) -> Elem {
+        match self {
+            Role::Unsigned => Elem::U8,
+            Role::Signed => Elem::I8,
+            Role::Wide => Elem::I16,
+        }
+    }
+}
+
+/// What an operand must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Demand {
+    /// Left as it is.
+    Plain,
+    /// Constant weights, `i8` with one scale for each index of an axis.
+    Weights { axis: usize },
+    /// An integer of this role.
+    Integer(Role),
+}
+
+/// What `node`'s operand `i` must be.
+pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
+    let node = &module.nodes[node];
+    let v = node.operands[i];
+    let constant = module.const_of(v).is_some();
+    let integer = |role| if constant { Demand::Plain } else { Demand::Integer(role) };
+    match (&node.op, i) {
+        (Op::MatMul {} | Op::Conv2d { .. }, 0) if is_folded_normalize(module, v) => Demand::Plain,
+        (Op::MatMul {} | Op::Conv2d { .. }, 0) => Demand::Integer(Role::Unsigned),
+        (Op::MatMul {}, 1) if constant => Demand::Weights { axis: module.ty(v).shape.rank() - 1 },
+        (Op::Conv2d { .. }, 1) if constant => Demand::Weights { axis: 0 },
+        (Op::MatMul {} | Op::Conv2d { .. }, 1) => Demand::Integer(Role::Signed),
+        (Op::MatMul {} | Op::Conv2d { .. }, _) => Demand::Plain,
+        (Op::LayerNorm { .. }, 0) => Demand::Integer(Role::Wide),
+        (Op::LayerNorm { .. } | Op::Softmax {} | Op::Normalize { .. }, _) => Demand::Plain,
+        (Op::Add {} | Op::Sub {}, _) => Demand::Integer(Role::Wide),
+        (Op::ReduceMean { .. } | Op::ReduceSum { .. } | Op::ReduceMax { .. }, _) => integer(Role::Wide),
+        (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
+        (op, _) if op.class() == Class::Float => integer(Role::Unsigned),
+        _ => Demand::Plain,
+    }
+}
+
+/// Whether a value is the normalised image, which the convolution takes over.
+pub(crate) fn is_folded_normalize(module: &Module, v: ValueId) -> bool {
+    module.node_of(v).is_some_and(|n| matches!(n.op, Op::Normalize { .. }))
+}
+
+/// A scalar factor between a product and softmax joins the exponent's multiplier.
+fn only_scales_scores(module: &Module, v: ValueId) -> bool {
+    let scalar = |n: &vitc_ir::Node| {
+        let count = module.const_of(n.operands[1]).and_then(|c| c.ty.shape.count());
+        count.is_some_and(|c| c.as_fixed() == Some(1))
+    };
+    let mut users = module.nodes.iter().filter(|n| n.operands.contains(&v)).peekable();
+    module.node_of(v).is_some_and(scalar) && users.peek().is_some() && users.all(|n| matches!(n.op, Op::Softmax {}))
+}
+
+/// A value in a role.
+pub(crate) type Site = (ValueId, Role);
+
+/// Every site, in groups that share a scale.
+#[derive(Debug, Default)]
+pub(crate) struct Sites {
+    index: BTreeMap<Site, usize>,
+    parent: Vec<usize>,
+}
+
+impl Sites {
+    /// The sites of a module of stage `shape`.
+    pub(crate) fn of(module: &Module) -> Sites {
+        let mut sites = Sites::default();
+        for input in module.inputs.iter().filter(|i| module.ty(i.value).elem == Elem::F32) {
+            sites.index_of((input.value, Role::Unsigned));
+        }
+        for (n, node) in module.nodes.iter().enumerate() {
+            for (i, &v) in node.operands.iter().enumerate() {
+                if let Demand::Integer(role) = demand(module, n, i) {
+                    sites.join_origins(module, v, role);
+                }
+            }
+            if matches!(node.op, Op::Add {} | Op::Sub {}) {
+                sites.join_sum(module, node);
+            }
+        }
+        sites
+    }
+
+    fn join_origins(&mut self, module: &Module, v: ValueId, role: Role) {
+        let origins = origins(module, v);
+        for &o in &origins {
+            self.join((origins[0], role), (o, role));
+        }
+    }
+
+    /// Operands and result of a sum have one scale.
+    fn join_sum(&mut self, module: &Module, node: &vitc_ir::Node) {
+        for &v in &node.operands {
+            for o in origins(module, v) {
+                self.join((node.result, Role::Wide), (o, Role::Wide));
+            }
+        }
+    }
+
+    fn index_of(&mut self, site: Site) -> usize {
+        let fresh = self.parent.len();
+        let i = *self.index.entry(site).or_insert(fresh);
+        if i == fresh {
+            self.parent.push(fresh);
+        }
+        i
+    }
+
+    fn root(&self, mut i: usize) -> usize {
+        while self.parent[i] != i {
+            i = self.parent[i];
+        }
+        i
+    }
+
+    fn join(&mut self, a: Site, b: Site) {
+        let (a, b) = (self.index_of(a), self.index_of(b));
+        let (a, b) = (self.root(a), self.root(b));
+        self.parent[a.max(b)] = a.min(b);
+    }
+
+    /// The group a site belongs to.
+    pub(crate) fn group(&self, site: Site) -> Option<usize> {
+        self.index.get(&site).map(|&i| self.root(i))
+    }
+
+    /// The members of every group, groups and members in order.
+    pub(crate) fn groups(&self) -> BTreeMap<usize, Vec<Site>> {
+        let mut groups: BTreeMap<usize, Vec<Site>> = BTreeMap::new();
+        for (&site, &i) in &self.index {
+            groups.entry(self.root(i)).or_default().push(site);
+        }
+        groups
+    }
+
+    /// Every value of a site.
+    pub(crate) fn values(&self) -> impl Iterator<Item = ValueId> {
+        self.index.keys().map(|&(v, _)| v)
+    }
+}
+
+/// The values whose elements a value holds: what movement started from.
+pub(crate) fn origins(module: &Module, v: ValueId) -> Vec<ValueId> {
+    let mut found = Vec::new();
+    let mut work = vec![v];
+    while let Some(v) = work.pop() {
+        match module.values[v.0 as usize].def {
+            Def::Node(n) if module.nodes[n].op.class() == Class::Move => {
+                work.extend(module.nodes[n].operands.iter().rev());
+            }
+            _ if found.contains(&v) => {}
+            _ => found.push(v),
+        }
+    }
+    found
+}
