@@ -182,13 +182,13 @@ ops! {
     Normalize = "normalize" Float ["x"] { mean: Vec<Real>, std: Vec<Real> } infer::normalize;
 
     // ---------------------------------------------------------------- between floats and integers
-    /// `saturate(round_half_even(x/scale) + zero_point)` with the quantization of the result type.
+    /// `saturate(round_half_even(x/scale) + zero_point)` with the quantization of the result type; the quotient is taken in `f32`, as in ONNX.
     Quantize = "quantize" Quant ["x"] { to: Elem } infer::quantize;
-    /// `scale * (x - zero_point)` with the quantization of the operand's type.
+    /// `scale * (x - zero_point)` with the quantization of the operand's type, rounded once to `f32`.
     Dequantize = "dequantize" Quant ["x"] { } infer::dequantize;
 
     // ---------------------------------------------------------------- integer
-    /// `bias[n] + sum_k (a[m,k] - a_zero) * (b[k,n] - b_zero)` in `i32`; overflow is an error in the evaluator and proved absent by the compiler. Leading dimensions broadcast.
+    /// `bias[n] + sum_k (a[m,k] - a_zero) * (b[k,n] - b_zero)` in `i32`; overflow of the sum is an error in the evaluator and proved absent by the compiler. Zero points lie within 2^16. Leading dimensions broadcast.
     IntMatMul = "int.matmul" Int ["a", "b", "bias?"] { a_zero: i64, b_zero: i64 } infer::matmul_int;
     /// Integer convolution in `i32`; padded positions count as `x_zero`, so they add nothing.
     IntConv2d = "int.conv2d" Int ["x", "w", "bias?"] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, x_zero: i64 } infer::conv_int;
@@ -204,7 +204,7 @@ ops! {
     IntClamp = "int.clamp" Int ["x"] { lo: i64, hi: i64 } infer::same_int;
     /// `table[x - min(x's type)]` for 8-bit `x`; the table has 256 entries of the result's element type.
     IntTable = "int.table" Int ["x", "table"] { } infer::table;
-    /// Exponential of a row for softmax with deferred normalisation. Over the last dimension: `d = min(max(x) - x, limit)`, `t = d * multiplier >> shift`, `y = (table[t mod 2^f] + 2^(h-1) >> h)` with `2^f` the table's length, `h = table_bits + (t >> f)`, so that `y = 255 * 2^(-t/2^f)` in `u8` and each row's maximum is 255.
+    /// Exponential of a row for softmax with deferred normalisation. Over the last dimension: `d = min(max(x) - x, limit)`, `t = d * multiplier >> shift`, `y = (table[t mod 2^f] + 2^(h-1) >> h)` with `2^f` the table's length, `h = table_bits + (t >> f)`, and `y = 0` where `h >= 32`, so that `y = 255 * 2^(-t/2^f)` and each row's maximum is 255. `y` fits `u8`: a table that breaks this is an error.
     IntExp = "int.exp" Int ["x", "table"] { limit: i64, multiplier: i64, shift: u32, table_bits: u32 } infer::exp_int;
     /// Sum over `axis` in `i32`.
     IntReduceSum = "int.reduce_sum" Int ["x"] { axis: usize, keep: bool } infer::reduce_int;
@@ -212,15 +212,15 @@ ops! {
     IntReciprocal = "int.reciprocal" Int ["x"] { numerator: i64 } infer::reciprocal;
     /// `int.requant` with one multiplier a row: `saturate((x * multiplier[row] + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32` with last dimension 1.
     IntRequantRows = "int.requant_rows" Int ["x", "multiplier"] { shift: u32, zero_point: i64, to: Elem } infer::requant_rows;
-    /// LayerNorm with exact integer moments over the last dimension of length C. `s1 = sum x`, `s2 = sum x^2`, `v = max(C*s2 - s1^2 + epsilon, 1)`, `sigma = isqrt(v)`, `e = max(0, bits(sigma) + guard - 16)`, `r = (2^(e+norm_bits+recip_bits) + sigma/2) / sigma`; then for each element `d = (C*x - s1 + 2^(e-1)) >> e` (no rounding term when e = 0), `n = (d*r + 2^(recip_bits-1)) >> recip_bits`, `y = saturate((n*gamma[c] + beta[c] >> shift) + zero_point)`; `beta` carries the rounding half. `gamma`, `beta` are `i32`; `guard` is `ceil(log2(sqrt C)) + 1`. `n`, `d*r` and the last sum fit `i32`: the compiler proves it.
+    /// LayerNorm with exact integer moments over the last dimension of length C. `s1 = sum x`, `s2 = sum x^2`, `v = max(C*s2 - s1^2 + epsilon, 1)`, `sigma = isqrt(v)`, `e = max(0, bits(sigma) + guard - 16)`, `r = (2^(e+norm_bits+recip_bits) + sigma/2) / sigma`; then for each element `d = (C*x - s1 + 2^(e-1)) >> e` (no rounding term when e = 0), `n = (d*r + 2^(recip_bits-1)) >> recip_bits`, `y = saturate((n*gamma[c] + beta[c] >> shift) + zero_point)`; `beta` carries the rounding half. `gamma`, `beta` are `i32`; `guard` is `ceil(log2(sqrt C)) + 1`. `d*r` (with its rounding half as well) and `n*gamma[c] + beta[c]` fit `i32`: the compiler proves it.
     IntLayerNorm = "int.layernorm" Int ["x", "gamma", "beta"] { epsilon: i64, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64, to: Elem } infer::layernorm_int;
 
     // ---------------------------------------------------------------- integer, the published shift forms (I-ViT)
-    /// Shiftmax (I-ViT section 3.3) over the last dimension: `i = x - max(x)`; `E = ShiftExp(i)` with integer one `one = -x0` and `n` fraction shifts; `T = min(sum E, 2^31-1)`; `F = floor((2^31-1)/T)`; `y = E*F >> (31 - (bits-1))`, in `i16` at scale `2^-(bits-1)`.
+    /// Shiftmax (I-ViT section 3.3) over the last dimension: `i = x - max(x)`; `E = ShiftExp(i)` with integer one `one = -x0` and `n` fraction shifts: `p = max(i + (i >> 1) - (i >> 4), n*x0)`, `q = p/x0`, `r = p - x0*q`, `E = ((r - 2*x0) << (n-q)) >> 1`; `T = min(sum E, 2^31-1)`; `F = floor((2^31-1)/T)`; `y = E*F >> (31 - (bits-1))`, in `i16` at scale `2^-(bits-1)`.
     IntShiftmax = "int.shiftmax" Int ["x"] { one: i64, n: u32, bits: u32 } infer::shiftmax;
-    /// ShiftGELU (I-ViT section 3.4), element by element: `i = x - x_zero`, `m = max(i, 0)` (the papers' row maximum replaced by the element's own, which no row can break), `E = ShiftExp(i - m)`, `E' = ShiftExp(-m)`, `F = floor((2^31-1)/(E + E'))`, `sigmoid = E*F >> (31 - (bits-1))`, `y = i * sigmoid` in `i32`.
+    /// ShiftGELU (I-ViT section 3.4), element by element: `i = x - x_zero`, `m = max(i, 0)` (the papers' row maximum replaced by the element's own, which no row can break), `E = ShiftExp(i - m)`, `E' = ShiftExp(-m)` (see `int.shiftmax`), `F = floor((2^31-1)/(E + E'))`, `sigmoid = E*F >> (31 - (bits-1))`, `y = i * sigmoid` in `i32`.
     IntShiftGelu = "int.shift_gelu" Int ["x"] { x_zero: i64, one: i64, n: u32, bits: u32 } infer::shift_gelu;
-    /// I-LayerNorm (I-ViT section 3.5) over the last dimension of length C: `mu = round(sum/C)`, `y = x - mu`, `v = sum y^2`, `k = isqrt by Newton from 2^ceil(bits(v)/2)` until it no longer falls, `F = floor((2^31-1)/k)`, `n = y*F >> 1`, `saturate((n*gamma[c] + beta[c] >> shift) + zero_point)` in `i64`; `gamma` is `i32`, `beta` is `i64` and carries the rounding half (beta after gamma, never beta/gamma).
+    /// I-LayerNorm (I-ViT section 3.5) over the last dimension of length C: `mu = round_half_even(sum/C)`, `y = x - mu`, `v = sum y^2`, `k = max(isqrt(v), 1)` (Newton from `2^ceil(bits(v)/2)` until it no longer falls), `F = floor((2^31-1)/k)`, `n = y*F >> 1`, `saturate((n*gamma[c] + beta[c] >> shift) + zero_point)` in `i64`; `gamma` is `i32`, `beta` is `i64` and carries the rounding half (beta after gamma, never beta/gamma).
     IntShiftLayerNorm = "int.shift_layernorm" Int ["x", "gamma", "beta"] { shift: u32, zero_point: i64, to: Elem } infer::layernorm_int;
 
     // ---------------------------------------------------------------- fused

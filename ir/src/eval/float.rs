@@ -17,11 +17,9 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {} => binary(call),
         Op::LayerNorm { epsilon } => rows::layernorm(call, *epsilon),
         Op::Softmax {} => rows::softmax(call.operands[0]),
-        Op::ReduceMean { axes, .. } => {
-            reduce(call.operands[0], axes, call.shape, |row| math::sum(row) / row.len() as f32)
-        }
-        Op::ReduceSum { axes, .. } => reduce(call.operands[0], axes, call.shape, math::sum),
-        Op::ReduceMax { axes, .. } => reduce(call.operands[0], axes, call.shape, math::max),
+        Op::ReduceMean { axes, .. } => reduce(call.operands[0], axes, |row| math::sum(row) / row.len() as f32),
+        Op::ReduceSum { axes, .. } => reduce(call.operands[0], axes, math::sum),
+        Op::ReduceMax { axes, .. } => reduce(call.operands[0], axes, math::max),
         Op::Normalize { mean, std } => normalize(call.operands[0], mean, std),
         _ => unary(call),
     }
@@ -51,10 +49,10 @@ fn unary(call: &Call) -> Evaluated {
         Op::Gelu { form: GeluForm::Erf } => map(x, math::gelu),
         Op::Gelu { form: GeluForm::Tanh } => map(x, math::gelu_tanh),
         Op::Silu {} => map(x, |v| v * math::sigmoid(v)),
-        Op::HardSwish {} => map(x, |v| v * (v / 6.0 + 0.5).max(0.0).min(1.0)),
+        Op::HardSwish {} => map(x, |v| v * (v / 6.0 + 0.5).clamp(0.0, 1.0)),
         Op::HardSigmoid { alpha, beta } => {
             let (alpha, beta) = (alpha.0 as f32, beta.0 as f32);
-            map(x, |v| (alpha * v + beta).max(0.0).min(1.0))
+            map(x, |v| (alpha * v + beta).clamp(0.0, 1.0))
         }
         _ => misplaced(call),
     }
@@ -131,21 +129,14 @@ pub(super) fn broadcast_strides(from: &[usize], to: &[usize]) -> Vec<usize> {
 }
 
 /// `f` over all elements along `axes`, for every index of the other dimensions.
-fn reduce(x: View, axes: &[usize], shape: &[usize], f: impl Fn(&[f32]) -> f32) -> Evaluated {
-    let rank = x.shape.len();
-    let kept: Vec<usize> = (0..rank).filter(|i| !axes.contains(i)).collect();
-    let mut last: Vec<usize> = axes.to_vec();
-    last.sort_unstable();
-    let len = last.iter().map(|&a| x.shape[a]).product();
-    let order: Vec<usize> = kept.into_iter().chain(last).collect();
-    let moved = if order.iter().copied().eq(0..rank) { None } else { Some(movement::transpose(x, &order)) };
+fn reduce(x: View, axes: &[usize], f: impl Fn(&[f32]) -> f32) -> Evaluated {
+    let moved = movement::bring_last(x, axes);
     let xs = match &moved {
         Some(Data::F32(v)) => v,
         _ => x.f32()?,
     };
-    let out: Vec<f32> = xs.chunks_exact(len).map(f).collect();
-    debug_assert_eq!(out.len(), shape.iter().product::<usize>());
-    Ok(Data::F32(out))
+    let len = axes.iter().map(|&a| x.shape[a]).product();
+    Ok(Data::F32(xs.chunks_exact(len).map(f).collect()))
 }
 
 fn normalize(x: View, mean: &[Real], std: &[Real]) -> Evaluated {
@@ -225,10 +216,11 @@ fn quantize_small(v: f32, zero: i32, lo: i32, hi: i32) -> i32 {
         0.0
     };
     let v = if v > -FAR { v } else { -FAR };
-    let rounded = (v + 12_582_912.0).to_bits().wrapping_sub(12_582_912f32.to_bits()) as i32;
+    let rounded = (v + math::ROUNDER).to_bits().wrapping_sub(math::ROUNDER.to_bits()) as i32;
     (rounded + zero).clamp(lo, hi)
 }
 
+#[allow(clippy::useless_conversion)] // the macro's i64 arm
 fn dequantize(call: &Call) -> Evaluated {
     let x = call.operands[0];
     let (quant, channels) = checked_quant(&call.types[0].quant, x.shape)?;

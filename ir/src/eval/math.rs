@@ -2,13 +2,7 @@
 //! on every machine (no fused multiply-add, no library calls).
 
 /// `2^23 + 2^22`: adding and subtracting it rounds to the nearest integer, ties to even, below magnitude 2^22.
-const ROUNDER: f32 = 12_582_912.0;
-
-/// Nearest integer, ties to even, for magnitudes up to 2^22.
-#[inline(always)]
-pub(super) fn round_small(x: f32) -> f32 {
-    (x + ROUNDER) - ROUNDER
-}
+pub(super) const ROUNDER: f32 = 12_582_912.0;
 
 /// Natural exponential within 2 ulp; results below 1e-37 are 0 (Cephes `expf`: Cody-Waite reduction, degree 5).
 #[inline(always)]
@@ -69,7 +63,7 @@ pub(super) fn gelu(x: f32) -> f32 {
 /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, by `1 + tanh(u) = 2 sigmoid(2u)`.
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
-    let u = 0.797_884_56 * (x + 0.044_715 * (x * x * x));
+    let u = 0.797_884_6 * (x + 0.044_715 * (x * x * x));
     x * sigmoid(2.0 * u)
 }
 

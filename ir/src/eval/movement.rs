@@ -62,6 +62,13 @@ pub(super) fn transpose(x: View, perm: &[usize]) -> Data {
     same_elem!(x.data, xs => strided(xs, 0, &dims))
 }
 
+/// `x` with `axes` (in their order in `x`) after all others; `None` when they are there already.
+pub(super) fn bring_last(x: View, axes: &[usize]) -> Option<Data> {
+    let (last, kept): (Vec<usize>, Vec<usize>) = (0..x.shape.len()).partition(|i| axes.contains(i));
+    let order: Vec<usize> = kept.into_iter().chain(last).collect();
+    (!order.is_sorted()).then(|| transpose(x, &order))
+}
+
 fn slice(x: View, axis: usize, start: usize, len: usize, step: i64) -> Data {
     let strides = strides(x.shape);
     let mut dims: Vec<_> = x.shape.iter().copied().zip(strides.iter().copied()).collect();
@@ -69,7 +76,7 @@ fn slice(x: View, axis: usize, start: usize, len: usize, step: i64) -> Data {
     same_elem!(x.data, xs => strided(xs, start * strides[axis] as usize, &dims))
 }
 
-fn expand(x: View, shape: &[usize]) -> Data {
+pub(super) fn expand(x: View, shape: &[usize]) -> Data {
     let added = shape.len() - x.shape.len();
     let strides = strides(x.shape);
     let dims: Vec<_> = shape

@@ -2,6 +2,8 @@
 
 mod driver;
 mod floats;
+mod ints;
+mod lanes;
 mod moves;
 
 use super::*;
