@@ -130,6 +130,12 @@ impl<'a> Emit<'a> {
         self.b.ins().load(ty, flags(), a.base, a.disp)
     }
 
+    /// A load that may happen anywhere between the definition of its address and its use, so that it becomes a memory
+    /// operand there. The address must depend on a loop entered after the last write to that memory.
+    pub(crate) fn load_late(&mut self, ty: Type, a: Addr) -> Value {
+        self.b.ins().load(ty, flags().with_readonly().with_can_move(), a.base, a.disp)
+    }
+
     pub(crate) fn store(&mut self, v: Value, a: Addr) {
         self.b.ins().store(flags(), v, a.base, a.disp);
     }

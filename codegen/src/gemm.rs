@@ -3,15 +3,19 @@
 //! ```text
 //! for lead                        outer loops over rows (heads, images) in which some operand is not affine
 //!   pack b                        only when b is an activation: into this thread's scratch, with column sums
-//!   for chunk of rows             only when a is gathered: copied to scratch row by row
-//!     for panel of 8 columns      weight-stationary: a panel (K*8 bytes) stays in L1 while all rows pass
+//!   for chunk of rows             6 to 48 rows, so that their spread copy stays in L1
+//!     spread rows of a            into scratch: every four k of a row fill a vector, K padded with zeros
+//!     for panel of 8 columns      of b, K*8 bytes, streamed from L2 once for each chunk
 //!       for tile of 6 rows        (then 4, 2, 1 for the rest)
-//!         for k in steps of 4     unrolled 4 times
+//!         for k in steps of 4
 //! ```
 //!
 //! Registers of the byte kernel, of 16: 6 rows x 2 vectors of four `i32` accumulators, 2 vectors of b (four k of four
-//! columns each), 1 broadcast of four k of a row. A step is 12 dot products for 8 loads. With `i16` a the products are
-//! `i16` pairs: 3 rows x 2 vectors x 2 halves of accumulators, joined pairwise at the end.
+//! columns each), 1 vector of a. A step is 12 dot products for 8 loads. With `i16` a the products are `i16` pairs: 3 rows x
+//! 2 vectors x 2 halves of accumulators, joined pairwise at the end.
+//!
+//! Why rows are spread: Cranelift has no broadcasting load whose result has several uses, and a broadcast through a general
+//! register costs three instructions where a load of the spread copy costs one. The copy is made once for all panels.
 //!
 //! Signs: the dot product multiplies unsigned by signed bytes. A signed a is taken as `a + 128`, an unsigned b as `b - 128`,
 //! and the zero points are shifted alike. With `a' - za` and `b' - zb`,
@@ -30,8 +34,12 @@ use crate::view::{Factor, Lin};
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = 8;
-/// Rows gathered at a time.
-const CHUNK: usize = 48;
+/// Bytes of spread rows that should stay in L1 beside a panel.
+const CHUNK_BYTES: usize = 18 << 10;
+/// Most rows of a chunk.
+const CHUNK_ROWS: usize = 48;
+/// Bytes that four k of one row take when spread.
+const SPREAD: usize = 16;
 
 /// The layout in which constant weights of a `[k, n]` product are read without repacking.
 pub fn weight_layout(_k: usize, _n: usize) -> Layout {
@@ -80,7 +88,6 @@ pub(crate) struct Gemm {
 /// Pointers that stay the same within one turn of the outer loops.
 struct Bases {
     a: Value,
-    a_stride: i64,
     b: Value,
     corrections: Option<Value>,
     out: Value,
@@ -92,7 +99,6 @@ struct Tile {
     rows: usize,
     count: usize,
     a: Value,
-    a_stride: i64,
     b: Value,
     corrections: Option<Value>,
     out: Value,
@@ -124,22 +130,36 @@ impl Gemm {
     /// Row tiles, largest first.
     fn tiles(&self) -> &'static [usize] {
         match (self.wide(), self.b_zero != 0) {
-            (false, false) => &[6, 4, 2, 1],
+            (false, false) => &[5, 2, 1],
             (false, true) => &[4, 1],
             (true, false) => &[3, 1],
             (true, true) => &[2, 1],
         }
     }
 
-    /// Scratch: packed b, its corrections, gathered rows of a.
-    fn scratch_parts(&self) -> [usize; 3] {
+    /// Rows spread at a time.
+    fn chunk_rows(&self) -> usize {
+        let tile = self.tiles()[0];
+        let fit = CHUNK_BYTES / (self.k4() / 4 * SPREAD * tile);
+        fit.clamp(1, CHUNK_ROWS / tile) * tile
+    }
+
+    /// Bytes of one spread row.
+    fn spread_bytes(&self) -> usize {
+        self.k4() / 4 * SPREAD
+    }
+
+    /// Scratch: packed b, its corrections, one gathered row of a, spread rows of a.
+    fn scratch_parts(&self) -> [usize; 4] {
         let matrix = matches!(self.weights, Weights::Matrix { .. });
         let gathered = matches!(self.reading, Reading::Gathered(_));
-        [
-            if matrix { self.packed_bytes().next_multiple_of(64) } else { 0 },
-            if matrix { (self.panels() * PANEL * 4).next_multiple_of(64) } else { 0 },
-            if gathered { CHUNK * self.k4() * self.a.elem.bytes() } else { 0 },
-        ]
+        let parts = [
+            if matrix { self.packed_bytes() } else { 0 },
+            if matrix { self.panels() * PANEL * 4 } else { 0 },
+            if gathered { self.k * self.a.elem.bytes() } else { 0 },
+            self.chunk_rows() * self.spread_bytes(),
+        ];
+        parts.map(|bytes| bytes.next_multiple_of(64))
     }
 
     /// Bytes of scratch the kernel uses.
@@ -194,7 +214,7 @@ impl Gemm {
 
     /// Rows `from .. from + count` of one turn of the outer loops.
     fn rows(&self, e: &mut Emit<'_>, outer: &[Value], from: Value, count: Value) {
-        let [packed, sums, _] = self.scratch_parts();
+        let [packed, ..] = self.scratch_parts();
         let b_arg = e.arg(1);
         let (b, corrections) = match &self.weights {
             Weights::Packed => (b_arg, self.has_corrections().then(|| e.arg(3))),
@@ -217,27 +237,24 @@ impl Gemm {
         let a = start(e, 0, &self.a);
         let out = start(e, 2, &self.out);
         let extras = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
-        let bases = Bases { a, a_stride: self.a.row_stride(), b, corrections, out, extras };
-        match &self.reading {
-            Reading::Direct { .. } => self.all_panels(e, &bases, count),
-            Reading::Gathered(factors) => self.chunks(e, bases, count, factors, packed + sums),
-        }
+        let bases = Bases { a, b, corrections, out, extras };
+        self.chunks(e, &bases, count);
     }
 
-    fn chunks(&self, e: &mut Emit<'_>, bases: Bases, count: Value, factors: &[Factor], scratch_offset: usize) {
+    fn chunks(&self, e: &mut Emit<'_>, bases: &Bases, count: Value) {
         let zero = e.iconst(0);
+        let rows = self.chunk_rows() as i64;
+        let before: usize = self.scratch_parts()[..3].iter().sum();
         let scratch = e.scratch;
-        let rows = e.add_imm(scratch, scratch_offset as i64);
-        let stride = (self.k4() * self.a.elem.bytes()) as i64;
-        e.for_range(zero, count, CHUNK as i64, &[], |e, i, _| {
+        let spread = e.add_imm(scratch, before as i64);
+        e.for_range(zero, count, rows, &[], |e, i, _| {
             let left = e.b.ins().isub(count, i);
-            let chunk = e.iconst(CHUNK as i64);
-            let size = e.b.ins().smin(left, chunk);
-            let a = e.at(bases.a, i, bases.a_stride);
-            self.gather_rows(e, a, bases.a_stride, factors, rows, size);
+            let rows = e.iconst(rows);
+            let size = e.b.ins().smin(left, rows);
+            let a = e.at(bases.a, i, self.a.row_stride());
+            self.spread_rows(e, a, spread, size);
             let inner = Bases {
-                a: rows,
-                a_stride: stride,
+                a: spread,
                 b: bases.b,
                 corrections: bases.corrections,
                 out: e.at(bases.out, i, self.out.row_stride()),
@@ -248,20 +265,84 @@ impl Gemm {
         });
     }
 
-    /// Copies rows to consecutive storage, K padded with zeros.
-    fn gather_rows(&self, e: &mut Emit<'_>, a: Value, stride: i64, factors: &[Factor], to: Value, count: Value) {
-        let size = self.a.elem.bytes();
-        let zero = e.iconst(0);
-        e.for_range(zero, count, 1, &[], |e, row, _| {
-            let from = e.at(a, row, stride);
-            let to = e.at(to, row, (self.k4() * size) as i64);
-            crate::copy::copy_factors(e, factors, size, from, to);
-            for k in self.k..self.k4() {
-                let none = e.iconst(0);
-                e.store_elem(self.a.elem, none, Addr { base: to, disp: (k * size) as i32 });
-            }
-            Vec::new()
+    /// Runs `body` for every tile of rows: its first row and its number of rows.
+    fn each_tile(&self, e: &mut Emit<'_>, count: Value, mut body: impl FnMut(&mut Emit<'_>, Value, usize)) {
+        let mut row = e.iconst(0);
+        for &rows in self.tiles() {
+            let (next, _) = e.while_room(row, count, rows as i64, rows as i64, &[], |e, row, _| {
+                body(e, row, rows);
+                Vec::new()
+            });
+            row = next;
+        }
+    }
+
+    /// Spreads rows, tile by tile: for each four k, one vector for each row of the tile.
+    fn spread_rows(&self, e: &mut Emit<'_>, a: Value, to: Value, count: Value) {
+        self.each_tile(e, count, |e, first, rows| {
+            let from = e.at(a, first, self.a.row_stride());
+            let to = e.at(to, first, self.spread_bytes() as i64);
+            e.repeat(rows, &[from, to], |e, p| {
+                self.spread_row(e, p[0], p[1], (rows * SPREAD) as i64);
+                vec![e.add_imm(p[0], self.a.row_stride()), e.add_imm(p[1], SPREAD as i64)]
+            });
         });
+    }
+
+    /// Spreads one row: vectors `step` bytes apart.
+    fn spread_row(&self, e: &mut Emit<'_>, from: Value, to: Value, step: i64) {
+        let size = self.a.elem.bytes();
+        match &self.reading {
+            Reading::Direct { segments, run, step: jump } => {
+                e.repeat(*segments, &[from, to], |e, p| {
+                    self.spread_run(e, p[0], p[1], step, *run);
+                    let groups = run.div_ceil(4) as i64;
+                    vec![e.add_imm(p[0], jump * size as i64), e.add_imm(p[1], groups * step)]
+                });
+            }
+            Reading::Gathered(factors) => {
+                let before: usize = self.scratch_parts()[..2].iter().sum();
+                let scratch = e.scratch;
+                let row = e.add_imm(scratch, before as i64);
+                crate::copy::copy_factors(e, factors, size, from, row);
+                self.spread_run(e, row, to, step, self.k);
+            }
+        }
+    }
+
+    /// Spreads consecutive elements; a last group of fewer than four is padded with zeros.
+    fn spread_run(&self, e: &mut Emit<'_>, from: Value, to: Value, step: i64, run: usize) {
+        let size = self.a.elem.bytes();
+        let (per_vector, lane) = if self.wide() { (2, I64X2) } else { (4, I32X4) };
+        let flip = (self.a.elem == Elem::I8).then(|| e.constant(I8X16, -128));
+        let groups = run / 4;
+        let vectors = groups / per_vector;
+        let done = e.repeat(vectors, &[from, to], |e, p| {
+            let mut v = e.load(I8X16, Addr { base: p[0], disp: 0 });
+            if let Some(flip) = flip {
+                v = e.b.ins().bxor(v, flip);
+            }
+            for g in 0..per_vector {
+                let one = splat_lane(e, v, g, SPREAD / per_vector);
+                e.store(one, Addr { base: p[1], disp: 0 }.plus(g as i64 * step));
+            }
+            vec![e.add_imm(p[0], 16), e.add_imm(p[1], per_vector as i64 * step)]
+        });
+        let (from, to) = (done[0], done[1]);
+        for g in vectors * per_vector..run.div_ceil(4) {
+            let k = (run - 4 * g).min(4);
+            let at = g - vectors * per_vector;
+            let row = ARow { at: Addr { base: from, disp: (at * 4 * size) as i32 }, bytes: k };
+            let scalar = if self.wide() { row.load_halves(e) } else { row.load_bytes(e) };
+            let v = e.b.ins().splat(lane, scalar);
+            let mut v = e.cast(I8X16, v);
+            if flip.is_some() {
+                let kept: [u8; 16] = std::array::from_fn(|i| if i % 4 < k { 0x80 } else { 0 });
+                let kept = e.bytes16(kept);
+                v = e.b.ins().bxor(v, kept);
+            }
+            e.store(v, Addr { base: to, disp: 0 }.plus(at as i64 * step));
+        }
     }
 
     fn all_panels(&self, e: &mut Emit<'_>, bases: &Bases, count: Value) {
@@ -291,24 +372,18 @@ impl Gemm {
             .zip(&bases.extras)
             .map(|(o, &x)| e.at(x, panel, o.column_stride() * width))
             .collect();
-        let mut row = e.iconst(0);
-        for &rows in self.tiles() {
-            let (next, _) = e.while_room(row, count, rows as i64, rows as i64, &[], |e, row, _| {
-                let tile = Tile {
-                    rows,
-                    count: columns,
-                    a: e.at(bases.a, row, bases.a_stride),
-                    a_stride: bases.a_stride,
-                    b,
-                    corrections,
-                    out: e.at(out, row, self.out.row_stride()),
-                    extras: (self.extras.iter().zip(&extras)).map(|(o, &x)| e.at(x, row, o.row_stride())).collect(),
-                };
-                self.tile(e, &tile);
-                Vec::new()
-            });
-            row = next;
-        }
+        self.each_tile(e, count, |e, row, rows| {
+            let tile = Tile {
+                rows,
+                count: columns,
+                a: e.at(bases.a, row, self.spread_bytes() as i64),
+                b,
+                corrections,
+                out: e.at(out, row, self.out.row_stride()),
+                extras: (self.extras.iter().zip(&extras)).map(|(o, &x)| e.at(x, row, o.row_stride())).collect(),
+            };
+            self.tile(e, &tile);
+        });
     }
 
     fn tile(&self, e: &mut Emit<'_>, tile: &Tile) {
@@ -325,49 +400,28 @@ impl Gemm {
         }
     }
 
-    /// Runs `step(carried, a, b, ones)` for every group of four k, `a` at row zero; whole groups in a loop of four.
+    /// Runs `step(sums, rows of a, b)` for every group of four k.
+    ///
+    /// A turn is one group: values are computed where a block's end needs them, so a longer block would hold all its loads
+    /// before the first product. Twelve products hide the loop.
     fn each_group(
         &self,
         e: &mut Emit<'_>,
         tile: &Tile,
-        mut carried: Vec<Value>,
-        mut step: impl FnMut(&mut Emit<'_>, &mut Vec<Value>, ARow, Addr),
+        mut sums: Vec<Value>,
+        mut step: impl FnMut(&mut Emit<'_>, &mut Vec<Value>, Addr, Addr),
     ) -> Vec<Value> {
-        let size = self.a.elem.bytes() as i64;
-        let (segments, run, jump) = match &self.reading {
-            Reading::Direct { segments, run, step } => (*segments, *run, *step * size),
-            Reading::Gathered(_) => (1, self.k4(), 0),
-        };
-        const UNROLL: usize = 4;
-        let groups = run / 4;
-        let row = |base, group: usize, bytes| ARow { at: Addr { base, disp: (group as i64 * 4 * size) as i32 }, bytes };
-        let b_at = |base, group: usize| Addr { base, disp: (group * 4 * PANEL) as i32 };
-        let n = carried.len();
-        carried.extend([tile.a, tile.b]);
-        carried = e.repeat(segments, &carried, |e, carried| {
-            let (start, mut inner) = (carried[n], carried.to_vec());
-            inner = e.repeat(groups / UNROLL, &inner, |e, inner| {
-                let (mut acc, a, b) = (inner[..n].to_vec(), inner[n], inner[n + 1]);
-                for g in 0..UNROLL {
-                    step(e, &mut acc, row(a, g, 4), b_at(b, g));
-                }
-                acc.push(e.add_imm(a, 4 * UNROLL as i64 * size));
-                acc.push(e.add_imm(b, (4 * UNROLL * PANEL) as i64));
-                acc
-            });
-            let (mut acc, a, b) = (inner[..n].to_vec(), inner[n], inner[n + 1]);
-            for g in 0..groups % UNROLL {
-                step(e, &mut acc, row(a, g, 4), b_at(b, g));
-            }
-            if !run.is_multiple_of(4) {
-                step(e, &mut acc, row(a, groups % UNROLL, run % 4), b_at(b, groups % UNROLL));
-            }
-            acc.push(e.add_imm(start, jump));
-            acc.push(e.add_imm(b, ((groups % UNROLL) * 4 * PANEL) as i64));
-            acc
+        let n = sums.len();
+        sums.extend([tile.a, tile.b]);
+        sums = e.repeat(self.k4() / 4, &sums, |e, carried| {
+            let (mut sums, a, b) = (carried[..n].to_vec(), carried[n], carried[n + 1]);
+            step(e, &mut sums, Addr { base: a, disp: 0 }, Addr { base: b, disp: 0 });
+            sums.push(e.add_imm(a, (tile.rows * SPREAD) as i64));
+            sums.push(e.add_imm(b, 4 * PANEL as i64));
+            sums
         });
-        carried.truncate(n);
-        carried
+        sums.truncate(n);
+        sums
     }
 
     /// The byte kernel: two vectors of sums for each row.
@@ -382,17 +436,11 @@ impl Gemm {
             let zero = e.constant(I32X4, 0);
             acc.extend(vec![zero; tile.rows]);
         }
-        let flip = (self.a.elem == Elem::I8).then(|| e.constant(I8X16, -128));
         acc = self.each_group(e, tile, acc, |e, acc, a, b| {
             let weights = [0, 16].map(|d| e.load(I8X16, b.plus(d)));
-            let ones = with_sums.then(|| ones(e, a.bytes));
+            let ones = with_sums.then(|| e.constant(I8X16, 1));
             for row in 0..tile.rows {
-                let four = a.load_bytes(e, row as i64 * tile.a_stride);
-                let four = e.b.ins().splat(I32X4, four);
-                let mut four = e.cast(I8X16, four);
-                if let Some(flip) = flip {
-                    four = e.b.ins().bxor(four, flip);
-                }
+                let four = e.load_late(I8X16, a.plus((row * SPREAD) as i64));
                 for (v, &w) in weights.iter().enumerate() {
                     acc[2 * row + v] = e.dot(acc[2 * row + v], four, w);
                 }
@@ -420,9 +468,7 @@ impl Gemm {
                 })
                 .collect();
             for row in 0..tile.rows {
-                let four = a.load_halves(e, row as i64 * tile.a_stride);
-                let four = e.b.ins().splat(I64X2, four);
-                let four = e.cast(I16X8, four);
+                let four = e.load_late(I16X8, a.plus((row * SPREAD) as i64));
                 for (v, &w) in weights.iter().enumerate() {
                     let pairs = e.madd(four, w);
                     acc[row * per_row + v] = e.add(acc[row * per_row + v], pairs);
@@ -492,7 +538,7 @@ impl Gemm {
             });
             if !self.k.is_multiple_of(4) {
                 let tail = ARow { at: Addr { base: whole[0], disp: 0 }, bytes: self.k % 4 };
-                let v = tail.load_bytes(e, 0);
+                let v = tail.load_bytes(e);
                 let mask = 0x8080_8080u32 & ((1u32 << (8 * (self.k % 4))) - 1);
                 let v = self.flipped(e, b, v, mask.into());
                 e.store(v, Addr { base: whole[1], disp: 0 });
@@ -637,7 +683,7 @@ impl Gemm {
     }
 }
 
-/// Up to four k of row zero of a tile.
+/// Up to four consecutive elements.
 #[derive(Clone, Copy)]
 struct ARow {
     at: Addr,
@@ -645,9 +691,9 @@ struct ARow {
 }
 
 impl ARow {
-    /// The bytes of the row `offset` bytes further, missing ones zero.
-    fn load_bytes(self, e: &mut Emit<'_>, offset: i64) -> Value {
-        let at = self.at.plus(offset);
+    /// The bytes as one `i32`, missing ones zero.
+    fn load_bytes(self, e: &mut Emit<'_>) -> Value {
+        let at = self.at;
         if self.bytes == 4 {
             return e.load(I32, at);
         }
@@ -662,9 +708,9 @@ impl ARow {
         e.b.ins().ireduce(I32, all)
     }
 
-    /// Four `i16` of the row `offset` bytes further as one `i64`, missing ones zero.
-    fn load_halves(self, e: &mut Emit<'_>, offset: i64) -> Value {
-        let at = self.at.plus(offset);
+    /// Four `i16` as one `i64`, missing ones zero.
+    fn load_halves(self, e: &mut Emit<'_>) -> Value {
+        let at = self.at;
         if self.bytes == 4 {
             return e.load(I64, at);
         }
@@ -680,10 +726,11 @@ impl ARow {
     }
 }
 
-/// A one for each of the first `k` bytes of every group of four.
-fn ones(e: &mut Emit<'_>, k: usize) -> Value {
-    let bytes: [u8; 16] = std::array::from_fn(|i| u8::from(i % 4 < k));
-    e.bytes16(bytes)
+/// Part `index` of a vector, `bytes` long, repeated.
+fn splat_lane(e: &mut Emit<'_>, v: Value, index: usize, bytes: usize) -> Value {
+    let mask: Vec<u8> = (0..16).map(|i| (index * bytes + i % bytes) as u8).collect();
+    let mask = e.b.func.dfg.immediates.push(mask.into());
+    e.b.ins().shuffle(v, v, mask)
 }
 
 /// Up to eight bytes in the low half of a vector.

@@ -43,6 +43,10 @@ pub(crate) fn host(tier: Tier) -> Result<OwnedTargetIsa, CodegenError> {
     }
     let native = tier == Tier::Portable;
     let mut builder = cranelift_native::builder_with_options(native).map_err(|e| target(&e))?;
+    if native && cfg!(target_arch = "x86_64") {
+        // Cranelift would use it for `vpmullq` where `vpmuldq` does.
+        builder.set("has_avx512dq", "false").map_err(|e| target(&e))?;
+    }
     if !native && cfg!(target_arch = "x86_64") {
         for feature in ["has_sse3", "has_ssse3", "has_sse41", "has_sse42"] {
             builder.enable(feature).map_err(|e| target(&e))?;
