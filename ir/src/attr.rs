@@ -45,7 +45,7 @@ impl Attr for i64 {
 impl Attr for usize {
     const KIND: &'static str = "count";
     fn to_value(&self) -> AttrValue {
-        AttrValue::Int(*self as i64)
+        AttrValue::Int(i64::try_from(*self).unwrap_or(i64::MAX))
     }
     fn from_value(value: &AttrValue) -> Option<Self> {
         i64::from_value(value).and_then(|v| usize::try_from(v).ok())

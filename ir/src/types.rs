@@ -297,7 +297,7 @@ impl fmt::Display for TensorType {
         write!(f, "tensor<{}{}", self.shape, self.elem)?;
         match &self.quant {
             Some(q) if q.axis.is_some() => write!(f, ", q(per axis, {})", q.zero_point)?,
-            Some(q) => write!(f, ", q({:e}, {})", q.scale[0].0, q.zero_point)?,
+            Some(q) => write!(f, ", q({:e}, {})", q.scale.first().map_or(f64::NAN, |s| s.0), q.zero_point)?,
             None => {}
         }
         write!(f, ">")

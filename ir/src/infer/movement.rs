@@ -107,5 +107,5 @@ pub(crate) fn pad(op: &Op, operands: &[&TensorType]) -> Inferred {
             *dim = Dim::fixed(size.checked_add(extra).ok_or("the result has too many elements")?);
         }
     }
-    moved(x, shape, |a| (before[a] == 0 && after[a] == 0).then_some(a))
+    moved(x, shape, |a| (before.get(a) == Some(&0) && after.get(a) == Some(&0)).then_some(a))
 }

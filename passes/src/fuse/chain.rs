@@ -186,7 +186,11 @@ impl Epilogue {
             Op::IntClamp { lo, hi } => self.step(Inst::Clamp(self.current, *lo, *hi)),
             Op::IntAdd { to } => {
                 let other = node.operands.iter().copied().find(|&v| v != value).unwrap_or(value);
-                let b = if other == value { self.current } else { self.load(other, module.ty(other).elem, Access::Element) };
+                let b = if other == value {
+                    self.current
+                } else {
+                    self.load(other, module.ty(other).elem, Access::Element)
+                };
                 self.step(Inst::Add(self.current, b));
                 self.saturate(*to);
             }

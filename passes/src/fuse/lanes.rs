@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
-use egg::{Applier, CostFunction, EGraph, Extractor, FromOp, Id, Language, PatternAst, RecExpr, Rewrite, Runner, SimpleScheduler, Subst, Symbol, Var};
+use egg::{
+    Applier, CostFunction, EGraph, Extractor, FromOp, Id, Language, PatternAst, RecExpr, Rewrite, Runner,
+    SimpleScheduler, Subst, Symbol, Var,
+};
 use vitc_ir::lane::{Inst, Program, Reg, Width};
 
 /// An instruction as a term: operands are children, immediates stay in the instruction (whose own operands are zeroed).
@@ -234,7 +237,14 @@ fn clamp_then_truncate(g: &mut Lanes, t: &LaneTerm) -> Option<Id> {
 
 /// Runs a builder on every instruction of a class.
 impl Applier<LaneTerm, ()> for LaneRule {
-    fn apply_one(&self, g: &mut Lanes, class: Id, _: &Subst, _: Option<&PatternAst<LaneTerm>>, rule: Symbol) -> Vec<Id> {
+    fn apply_one(
+        &self,
+        g: &mut Lanes,
+        class: Id,
+        _: &Subst,
+        _: Option<&PatternAst<LaneTerm>>,
+        rule: Symbol,
+    ) -> Vec<Id> {
         let terms = g[class].nodes.clone();
         let mut changed = false;
         for term in &terms {
@@ -274,8 +284,10 @@ pub fn optimize(program: &Program, fired: &mut BTreeMap<String, usize>) -> Resul
         expr.add(LaneTerm::new(inst, children));
     }
     let any = egg::Pattern::<LaneTerm>::new(any_class());
-    let rewrites: Vec<Rewrite<LaneTerm, ()>> =
-        rules().into_iter().map(|r| Rewrite::new(r.name, any.clone(), r).map_err(|e| e.to_string())).collect::<Result<_, _>>()?;
+    let rewrites: Vec<Rewrite<LaneTerm, ()>> = rules()
+        .into_iter()
+        .map(|r| Rewrite::new(r.name, any.clone(), r).map_err(|e| e.to_string()))
+        .collect::<Result<_, _>>()?;
     let runner = Runner::<LaneTerm, (), ()>::new(())
         .with_expr(&expr)
         .with_scheduler(SimpleScheduler)

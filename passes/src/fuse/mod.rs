@@ -21,7 +21,8 @@ use chain::{Chain, Epilogue};
 pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnostics> {
     let module = tabulate::run(module).map_err(Diagnostics::from)?;
     let chains = chain::find(&module);
-    let mut fuse = Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
+    let mut fuse =
+        Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
     for input in &module.inputs {
         let value = fuse.target.input(input.name.clone(), module.ty(input.value).clone());
         fuse.map.insert(input.value, value);
@@ -96,7 +97,8 @@ impl Fuse<'_> {
             }
             _ => (Epilogue::new(source.ty(chain.start).elem), &chain.nodes[..]),
         };
-        let mut current = if matches!(head.op, Op::IntMatMul { .. } | Op::IntConv2d { .. }) { head.result } else { chain.start };
+        let mut current =
+            if matches!(head.op, Op::IntMatMul { .. } | Op::IntConv2d { .. }) { head.result } else { chain.start };
         for &n in rest {
             epilogue.append(source, &source.nodes[n], current)?;
             current = source.nodes[n].result;

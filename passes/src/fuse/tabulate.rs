@@ -46,7 +46,8 @@ fn find(module: &Module) -> Vec<Run> {
         let mut nodes = vec![n];
         let mut source = node.operands[0];
         while !is_byte(module, source) {
-            let Some(before) = index_of(module, source).filter(|&b| unary(module, b) && uses[source.0 as usize] == 1) else {
+            let Some(before) = index_of(module, source).filter(|&b| unary(module, b) && uses[source.0 as usize] == 1)
+            else {
                 break;
             };
             nodes.insert(0, before);
@@ -112,7 +113,9 @@ fn tabulate(module: &Module, run: &Run) -> Result<Const, Diagnostic> {
 
 fn with_axis_0(op: Op) -> Op {
     match op {
-        Op::IntRequant { x_zero, shift, zero_point, to, .. } => Op::IntRequant { axis: 0, x_zero, shift, zero_point, to },
+        Op::IntRequant { x_zero, shift, zero_point, to, .. } => {
+            Op::IntRequant { axis: 0, x_zero, shift, zero_point, to }
+        }
         Op::IntRequant15 { pre_shift, zero_point, to, .. } => Op::IntRequant15 { axis: 0, pre_shift, zero_point, to },
         other => other,
     }

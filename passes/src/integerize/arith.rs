@@ -23,7 +23,13 @@ pub fn dyadic(ratios: &[f64]) -> Option<(Vec<i32>, u32)> {
 pub fn exponent(x: f64) -> i32 {
     let e = x.log2().floor() as i32;
     // log2 is not exact next to powers of two
-    if 2f64.powi(e) > x { e - 1 } else if 2f64.powi(e + 1) <= x { e + 1 } else { e }
+    if 2f64.powi(e) > x {
+        e - 1
+    } else if 2f64.powi(e + 1) <= x {
+        e + 1
+    } else {
+        e
+    }
 }
 
 /// Constants of `int.exp` for scores of that scale: (`limit`, `multiplier`, `shift`, `table_bits`, table). The result is 255
@@ -74,7 +80,13 @@ pub struct LayerNorm {
 
 /// Constants of `int.layernorm` over `gamma.len()` channels from input scale to output scale; `None` when a magnitude
 /// leaves 32 bits. The widths are those that the overflow proof in the op's doc needs: `|n| <= 2^(guard+norm_bits)`.
-pub fn layernorm_constants(gamma: &[f64], beta: &[f64], epsilon: f64, scale_in: f64, scale_out: f64) -> Option<LayerNorm> {
+pub fn layernorm_constants(
+    gamma: &[f64],
+    beta: &[f64],
+    epsilon: f64,
+    scale_in: f64,
+    scale_out: f64,
+) -> Option<LayerNorm> {
     let channels = gamma.len() as f64;
     let guard = channels.sqrt().log2().ceil() as u32 + 1;
     let norm_bits = 12u32;

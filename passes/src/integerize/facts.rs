@@ -5,9 +5,9 @@ use std::sync::Arc;
 use egg::{Analysis, DidMerge, Id};
 use vitc_ir::{Const, Module, TensorType, ValueId};
 
+use super::Options;
 use super::report::Site;
 use super::term::{Attrs, Term};
-use super::Options;
 
 /// The e-graph of this pass.
 pub type EGraph = egg::EGraph<Term, Facts>;
@@ -63,11 +63,9 @@ impl Analysis<Term> for Facts {
     fn make(egraph: &mut EGraph, term: &Term, _: Id) -> Fact {
         let none = Fact { ty: None, attrs: None, constant: None, loc: None };
         match term {
-            Term::Value(v) => Fact {
-                ty: egraph.analysis.value_type(*v),
-                constant: egraph.analysis.const_of(*v).map(|_| *v),
-                ..none
-            },
+            Term::Value(v) => {
+                Fact { ty: egraph.analysis.value_type(*v), constant: egraph.analysis.const_of(*v).map(|_| *v), ..none }
+            }
             Term::Attrs(attrs) => Fact { attrs: Some(attrs.clone()), ..none },
             Term::Apply(_, children) => Fact { ty: applied_type(egraph, children), ..none },
         }
@@ -86,7 +84,8 @@ impl Analysis<Term> for Facts {
 /// The type of an application of `children[0]`'s op to the other children.
 pub fn applied_type(egraph: &EGraph, children: &[Id]) -> Option<TensorType> {
     let attrs = egraph[*children.first()?].data.attrs.as_ref()?;
-    let operands: Vec<&TensorType> = children[1..].iter().map(|&c| egraph[c].data.ty.as_ref()).collect::<Option<_>>()?;
+    let operands: Vec<&TensorType> =
+        children[1..].iter().map(|&c| egraph[c].data.ty.as_ref()).collect::<Option<_>>()?;
     let mut ty = attrs.op.infer(&operands).ok()?;
     if attrs.quant.is_some() {
         ty.quant = attrs.quant.clone();

@@ -35,11 +35,10 @@ pub fn prove(module: &Module) -> Result<Vec<Accumulator>, Diagnostics> {
             Def::Node(n) => {
                 let node = &module.nodes[n];
                 let interval = node_interval(module, node, &known);
-                if accumulates(&node.op) {
-                    let Interval { lo, hi, .. } = interval;
+                if let Some(Interval { lo, hi, .. }) = accumulator(module, node, interval, &known) {
                     proofs.push(Accumulator { loc: node.loc.clone(), op: node.op.name(), lo, hi });
                     if lo < i32::MIN.into() || hi > i32::MAX.into() {
-                        problems.push(overflow(node, interval));
+                        problems.push(overflow(node, lo, hi));
                     }
                 }
                 interval
@@ -52,22 +51,29 @@ pub fn prove(module: &Module) -> Result<Vec<Accumulator>, Diagnostics> {
     problems.or(proofs)
 }
 
-fn accumulates(op: &Op) -> bool {
-    matches!(
-        op,
+/// The range of the widest sum inside an op, for ops that have one: the result itself, or what is shifted to yield it.
+fn accumulator(module: &Module, node: &Node, result: Interval, known: &[Interval]) -> Option<Interval> {
+    let operand = |i: usize| known[node.operands[i].0 as usize];
+    match &node.op {
         Op::IntMatMul { .. }
-            | Op::IntConv2d { .. }
-            | Op::IntReduceSum { .. }
-            | Op::IntReciprocal { .. }
-            | Op::IntMul { .. }
-            | Op::IntLayerNorm { .. }
-            | Op::IntShiftGelu { .. }
-            | Op::IntRequant15 { .. }
-    )
+        | Op::IntConv2d { .. }
+        | Op::IntReduceSum { .. }
+        | Op::IntReciprocal { .. }
+        | Op::IntMul { .. }
+        | Op::IntShiftGelu { .. } => Some(result),
+        Op::IntLayerNorm { guard, norm_bits, recip_bits, .. } => {
+            Some(layernorm(module, node, *guard, *norm_bits, *recip_bits, operand(1), operand(2)))
+        }
+        Op::IntRequant15 { pre_shift, .. } => {
+            let half = if *pre_shift > 0 { 1i64 << (pre_shift - 1) } else { 0 };
+            Some(Interval::new(operand(0).lo + half, operand(0).hi + half))
+        }
+        _ => None,
+    }
 }
 
-fn overflow(node: &Node, interval: Interval) -> Diagnostic {
-    let message = format!("the accumulator of `{}` may reach {}..={}, which leaves 32 bits", node.op.name(), interval.lo, interval.hi);
+fn overflow(node: &Node, lo: i64, hi: i64) -> Diagnostic {
+    let message = format!("the accumulator of `{}` may reach {lo}..={hi}, which leaves 32 bits", node.op.name());
     let d = Diagnostic::new("overflow", message).help("this layer is too wide for 8-bit operands in 32-bit accumulators");
     match &node.loc {
         Some(loc) => d.at(loc.to_string()),
@@ -115,19 +121,12 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             if x.lo < 1 { Interval::new(i64::MIN, i64::MAX) } else { Interval::new(0, (numerator + x.lo / 2) / x.lo) }
         }
         Op::IntExp { .. } => Interval { peaked: true, ..Interval::new(0, 255) },
-        Op::IntShiftmax { bits, .. } => Interval { row_sum: Some(1 << (bits - 1)), ..Interval::new(0, 1 << (bits - 1)) },
+        Op::IntShiftmax { bits, .. } => {
+            Interval { row_sum: Some(1 << (bits - 1)), ..Interval::new(0, 1 << (bits - 1)) }
+        }
         Op::IntShiftGelu { x_zero, bits, .. } => {
             let x = shifted(operand(0), *x_zero);
             Interval::new(x.lo.min(0) << (bits - 1), x.hi.max(0) << (bits - 1))
-        }
-        Op::IntLayerNorm { guard, norm_bits, recip_bits, .. } => {
-            layernorm(module, node, *guard, *norm_bits, *recip_bits, operand(1), operand(2))
-        }
-        Op::IntRequant15 { pre_shift, .. } if *pre_shift > 0 => {
-            let x = operand(0);
-            // what must fit is the sum before the first shift; its proof stands for the op
-            let half = 1i64 << (pre_shift - 1);
-            Interval::new(x.lo + half, x.hi + half)
         }
         Op::IntClamp { lo, hi } => Interval::new(operand(0).lo.clamp(*lo, *hi), operand(0).hi.clamp(*lo, *hi)),
         Op::IntTable {} => operand(1),
@@ -174,10 +173,16 @@ fn matmul(module: &Module, node: &Node, a: Interval, b: Interval, a_zero: i64, b
     let y = shifted(b, b_zero);
     let bound = match a.row_sum {
         Some(sum) if a_zero == 0 && a.lo >= 0 => sum.min(k * x.hi) * y.magnitude(),
-        _ => return plus_bias(module, node, vec![{
-            let p = product(x, y);
-            (p.lo * k, p.hi * k)
-        }]),
+        _ => {
+            return plus_bias(
+                module,
+                node,
+                vec![{
+                    let p = product(x, y);
+                    (p.lo * k, p.hi * k)
+                }],
+            );
+        }
     };
     plus_bias(module, node, vec![(-bound, bound)])
 }
@@ -203,7 +208,15 @@ fn conv(module: &Module, node: &Node, x: Interval, x_zero: i64) -> Interval {
 
 /// `|d*r| <= 2^(guard+norm_bits+recip_bits)` and `|n| <= 2^(guard+norm_bits)` by the Cauchy-Schwarz bound
 /// `|C x - s1| <= sqrt(C-1) sigma`, doubled for the floor of the root; what is left to prove is the last sum.
-fn layernorm(module: &Module, node: &Node, guard: u32, norm_bits: u32, recip_bits: u32, gamma: Interval, beta: Interval) -> Interval {
+fn layernorm(
+    module: &Module,
+    node: &Node,
+    guard: u32,
+    norm_bits: u32,
+    recip_bits: u32,
+    gamma: Interval,
+    beta: Interval,
+) -> Interval {
     let channels = module.ty(node.operands[0]).shape.last_fixed().unwrap_or(1) as f64;
     let wide_enough = 2f64.powi(guard as i32 - 1) >= channels.sqrt();
     if !wide_enough || guard + norm_bits + recip_bits > 30 {

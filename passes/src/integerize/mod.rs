@@ -15,6 +15,8 @@ pub mod report;
 pub mod rule;
 mod sample;
 mod term;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -43,9 +45,9 @@ pub enum Nonlinear {
 pub struct Options {
     /// Which forms are allowed.
     pub nonlinear: Nonlinear,
-    /// Error budget of elementwise ops and LayerNorm: steps of the output beyond correct rounding.
+    /// Error budget of the shift forms of elementwise ops and LayerNorm: steps of the output beyond correct rounding.
     pub budget_steps: f64,
-    /// Error budget of softmax: relative error of the attention map.
+    /// Error budget of the shift form of softmax: relative error of the attention map.
     pub budget_relative: f64,
     /// E-nodes at which saturation of a region stops.
     pub node_limit: usize,
@@ -81,8 +83,7 @@ pub fn run(module: &Module, options: &Options) -> Result<(Module, Report), Diagn
         lowering.map.insert(input.value, value);
     }
     for region in regions::cut(module) {
-        let facts =
-            Facts { module: shared.clone(), options: options.clone(), consts: Vec::new(), sites: Vec::new() };
+        let facts = Facts { module: shared.clone(), options: options.clone(), consts: Vec::new(), sites: Vec::new() };
         lowering.region(&region, facts, &rewrites, options);
     }
     lowering.finish()
@@ -98,7 +99,13 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    fn region(&mut self, region: &regions::Region, facts: Facts, rewrites: &[egg::Rewrite<Term, Facts>], options: &Options) {
+    fn region(
+        &mut self,
+        region: &regions::Region,
+        facts: Facts,
+        rewrites: &[egg::Rewrite<Term, Facts>],
+        options: &Options,
+    ) {
         let mut egraph = EGraph::new(facts);
         let classes = load(self.source, region, &mut egraph);
         let runner = Runner::<Term, Facts, ()>::new(egraph.analysis.clone())
@@ -116,7 +123,13 @@ impl Lowering<'_> {
             return;
         };
         let before = self.target.nodes.len();
-        let mut rebuild = Rebuild { egraph: &egraph, chosen: &chosen, target: &mut self.target, map: &mut self.map, done: HashMap::new() };
+        let mut rebuild = Rebuild {
+            egraph: &egraph,
+            chosen: &chosen,
+            target: &mut self.target,
+            map: &mut self.map,
+            done: HashMap::new(),
+        };
         for (value, root) in region.roots.iter().zip(&roots) {
             if let Some(new) = rebuild.class(*root) {
                 rebuild.map.insert(*value, new);
@@ -173,7 +186,11 @@ impl Lowering<'_> {
                 None => {}
             }
         }
-        let floats = self.target.nodes.iter().filter(|n| matches!(n.op.class(), Class::Float) || matches!(n.op, Op::Quantize { .. }));
+        let floats = self
+            .target
+            .nodes
+            .iter()
+            .filter(|n| matches!(n.op.class(), Class::Float) || matches!(n.op, Op::Quantize { .. }));
         for node in floats {
             self.problems.push(no_integer_form(&self.target, node));
         }

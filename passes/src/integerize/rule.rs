@@ -161,13 +161,15 @@ impl Match<'_> {
         self.constant_of(&name, ty, values)
     }
 
-    /// Notes a candidate form of a nonlinear site and says whether its error is within the budget. A user who asked for the
-    /// shift forms gets them whatever their error.
+    /// Notes a candidate form of a nonlinear site and says whether extraction may choose it. `auto` admits the closest form we
+    /// have of each op always (else a model with an unusual site could not be compiled at all) and the shift forms within the
+    /// error budget; a user who asked for the shift forms gets them whatever their error.
     pub fn admit(&mut self, op: &'static str, form: &'static str, cost: u64, error: Error) -> bool {
         let shift = form.starts_with("shift");
         let options = &self.egraph.analysis.options;
         let allowed = match options.nonlinear {
             super::Nonlinear::Shift => shift,
+            super::Nonlinear::Auto if !shift => true,
             super::Nonlinear::Auto => match error {
                 Error::Steps(steps) => steps <= options.budget_steps,
                 Error::Relative(share) => share <= options.budget_relative,

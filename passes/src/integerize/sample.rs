@@ -161,9 +161,10 @@ impl LayerNorm<'_> {
             _ => return None,
         };
         let step = target.single()?;
-        let truth = rows.chunks(channels).flat_map(|row| self.float_row(row)).map(|y| {
-            (y / step + f64::from(target.zero_point)).clamp(lo as f64, hi as f64)
-        });
+        let truth = rows
+            .chunks(channels)
+            .flat_map(|row| self.float_row(row))
+            .map(|y| (y / step + f64::from(target.zero_point)).clamp(lo as f64, hi as f64));
         // the half step of correct rounding is nobody's error
         Some(Error::Steps((largest_distance(&got, truth) - 0.5).max(0.0)))
     }

@@ -78,7 +78,8 @@ impl FromOp for Term {
     type Error = String;
 
     fn from_op(op: &str, children: Vec<Id>) -> Result<Term, String> {
-        let info: &OpInfo = vitc_ir::op::OPS.iter().find(|o| o.name == op).ok_or_else(|| format!("there is no op `{op}`"))?;
+        let info: &OpInfo =
+            vitc_ir::op::OPS.iter().find(|o| o.name == op).ok_or_else(|| format!("there is no op `{op}`"))?;
         Ok(Term::Apply(info.name, children))
     }
 }

@@ -112,10 +112,8 @@ fn first_fit(graph: &UnGraph<usize, ()>, buffers: &[Buffer]) -> Vec<usize> {
     order.sort_by_key(|&n| (std::cmp::Reverse(buffers[graph[n]].bytes), graph[n]));
     let mut places: Vec<Option<usize>> = vec![None; buffers.len()];
     for n in order {
-        let mut taken: Vec<(usize, usize)> = graph
-            .neighbors(n)
-            .filter_map(|m| places[graph[m]].map(|p| (p, p + buffers[graph[m]].bytes)))
-            .collect();
+        let mut taken: Vec<(usize, usize)> =
+            graph.neighbors(n).filter_map(|m| places[graph[m]].map(|p| (p, p + buffers[graph[m]].bytes))).collect();
         taken.sort_unstable();
         let size = buffers[graph[n]].bytes;
         let mut offset = 0;

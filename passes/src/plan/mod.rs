@@ -15,8 +15,8 @@ use vitc_ir::{Class, Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op
 pub struct Target<'a> {
     /// Layout in which the weights [k, n] of a matrix product are streamed.
     pub weight_layout: &'a dyn Fn(usize, usize) -> Layout,
-    /// Whether the users of that movement node can address through it.
-    pub is_view: &'a dyn Fn(&Module, usize) -> bool,
+    /// Whether that value, the result of movement, can be addressed as offset and strides.
+    pub is_view: &'a dyn Fn(&Module, ValueId) -> bool,
 }
 
 /// Alignment of places in the arena, one cache line.
@@ -25,10 +25,30 @@ pub const ALIGN: usize = 64;
 /// The module of stage `plan`.
 pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> {
     let packed = pack(module, target);
-    let views: Vec<bool> = (0..packed.nodes.len())
-        .map(|n| packed.nodes[n].op.class() == Class::Move && (target.is_view)(&packed, n))
-        .collect();
+    let views = views(&packed, target);
     arena::place(packed, &views).map_err(|e| Diagnostic::new("plan", e).into())
+}
+
+/// Which movement nodes need no copy: those whose every user can address through them. Products of two activations can, since
+/// they pack one side and walk the other row by row; copies can too.
+fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
+    let mut addressable = vec![true; module.values.len()];
+    for node in &module.nodes {
+        let through = match node.op {
+            Op::FusedMatMul { .. } => {
+                let two_activations = module.const_of(node.operands[1]).is_none();
+                if two_activations { 2 } else { 0 }
+            }
+            _ if node.op.class() == Class::Move => 1,
+            _ => 0,
+        };
+        node.operands.iter().skip(through).for_each(|v| addressable[v.0 as usize] = false);
+    }
+    module.outputs.iter().for_each(|o| addressable[o.value.0 as usize] = false);
+    let strided =
+        |op: &Op| matches!(op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. });
+    let view = |n: &Node| strided(&n.op) && addressable[n.result.0 as usize] && (target.is_view)(module, n.result);
+    module.nodes.iter().map(view).collect()
 }
 
 /// The module with the weights of matrix products packed, and a copy for each other use.

@@ -102,7 +102,8 @@ fn shift_gelu(m: &mut Match<'_>) -> Option<Id> {
     let (widen, widen_shift) = arith::dyadic(&[quant.single()? / fine])?;
     let product_scale = fine * 2f64.powi(1 - GELU_BITS as i32);
     let (narrow, narrow_shift) = arith::dyadic(&[product_scale / target.single()?])?;
-    let error = sample::shift_gelu_error(&x, to, &target, widen[0], widen_shift, ONE, n, GELU_BITS, narrow[0], narrow_shift)?;
+    let error =
+        sample::shift_gelu_error(&x, to, &target, widen[0], widen_shift, ONE, n, GELU_BITS, narrow[0], narrow_shift)?;
     if !m.admit("gelu", "shift", cost::shift_gelu(&x), error) {
         return None;
     }
@@ -241,7 +242,8 @@ fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
     let reciprocals = m.apply(reciprocal, None, &[sums])?;
     let one = m.i32_vector("one", &[2]);
-    let wide = m.apply(Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to: Elem::I32 }, None, &[exp, one])?;
+    let wide =
+        m.apply(Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to: Elem::I32 }, None, &[exp, one])?;
     let op = Op::IntRequantRows { shift, zero_point: target.zero_point.into(), to };
     m.apply(op, Some(target), &[wide, reciprocals])
 }

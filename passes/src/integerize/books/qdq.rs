@@ -49,9 +49,7 @@ fn product_quant(a: &Quant, b: &Quant, b_axis: usize, result_axis: usize) -> Opt
     let left = a.single()?;
     match b.axis {
         None => Some(Quant::per_tensor(left * b.single()?, 0)),
-        Some(axis) if axis == b_axis => {
-            Some(Quant::per_axis(b.scale.iter().map(|s| left * s.0), result_axis, 0))
-        }
+        Some(axis) if axis == b_axis => Some(Quant::per_axis(b.scale.iter().map(|s| left * s.0), result_axis, 0)),
         Some(_) => None,
     }
 }
