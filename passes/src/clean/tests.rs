@@ -499,6 +499,6 @@ fn random_graphs_keep_their_meaning() {
             assert!(d < 1e-4, "seed {seed} differs by {d}");
         }
         let again = run(&cleaned, &CleanOptions::default()).unwrap();
-        assert_eq!(again.module.nodes.len(), cleaned.nodes.len(), "seed {seed}: not a fixed point {:?}", again.fired);
+        assert!(again.fired.is_empty(), "seed {seed}: not a fixed point {:?}", again.fired);
     }
 }

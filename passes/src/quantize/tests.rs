@@ -1,1 +1,211 @@
+//! Calibration and quantization on small transformer blocks by hand.
 
+use vitc_ir::eval::{Data, Tensor};
+use vitc_ir::{Diagnostic, Elem, Module, Op, Stage, ValueId};
+
+use super::{Calibration, Observer, QuantOptions, observe, run};
+use crate::clean::testing::{Build, batched, count, inputs, outputs, sqnr};
+use crate::clean::{self, CleanOptions, Pixels};
+
+const WIDTH: usize = 32;
+const TOKENS: usize = 10;
+const HEADS: usize = 2;
+
+fn heads(b: &mut Build, x: ValueId) -> ValueId {
+    let x = b.linear(x, WIDTH);
+    let x = b.reshape(x, &[TOKENS, HEADS, WIDTH / HEADS]);
+    b.transpose(x, &[0, 2, 1, 3])
+}
+
+fn block(b: &mut Build, x: ValueId) -> ValueId {
+    let n = b.layernorm(x);
+    let (q, k, v) = (heads(b, n), heads(b, n), heads(b, n));
+    let q = b.scale(q, (WIDTH as f32 / HEADS as f32).powf(-0.5));
+    let k = b.transpose(k, &[0, 1, 3, 2]);
+    let scores = b.op(Op::MatMul {}, &[q, k]);
+    let map = b.softmax(scores);
+    let mixed = b.op(Op::MatMul {}, &[map, v]);
+    let mixed = b.transpose(mixed, &[0, 2, 1, 3]);
+    let mixed = b.reshape(mixed, &[TOKENS, WIDTH]);
+    let mixed = b.linear(mixed, WIDTH);
+    let x = b.add(x, mixed);
+    let n = b.layernorm(x);
+    let h = b.linear(n, 3 * WIDTH);
+    let h = b.gelu(h);
+    let h = b.linear(h, WIDTH);
+    b.add(x, h)
+}
+
+/// A small Vision Transformer of two blocks over nine patches and a class token.
+fn transformer(options: &CleanOptions, pads: [usize; 4]) -> Module {
+    let mut b = Build::new(5);
+    let size = 12 - pads[0] - pads[2];
+    let image = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, size, size])));
+    let (w, bias) = (b.weights(&[WIDTH, 3, 4, 4], 0.15), b.weights(&[WIDTH], 0.1));
+    let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1 };
+    let x = b.op(conv, &[image, w, bias]);
+    let x = b.reshape(x, &[WIDTH, TOKENS - 1]);
+    let x = b.transpose(x, &[0, 2, 1]);
+    let token = b.weights(&[1, 1, WIDTH], 0.5);
+    let token = b.op(Op::Expand { shape: batched(&[1, WIDTH]) }, &[token]);
+    let x = b.op(Op::Concat { axis: 1 }, &[token, x]);
+    let positions = b.weights(&[1, TOKENS, WIDTH], 0.5);
+    let x = b.add(x, positions);
+    let x = block(&mut b, x);
+    let x = block(&mut b, x);
+    let x = b.layernorm(x);
+    let x = b.slice(x, 1, 0, 1);
+    let x = b.reshape(x, &[WIDTH]);
+    let y = b.linear(x, 20);
+    let cleaned = clean::run(&b.done(y), options).unwrap().module;
+    crate::shape::run(&cleaned).unwrap()
+}
+
+fn pixel_options() -> CleanOptions {
+    CleanOptions { pixels: Some(Pixels { mean: vec![0.5, 0.45, 0.4], std: vec![0.23, 0.22, 0.24] }) }
+}
+
+fn calibrate(m: &Module, options: &QuantOptions) -> Calibration {
+    let images = (0..9).map(|seed| Ok(inputs(m, seed)));
+    observe(m, images, options, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn threads_do_not_change_the_calibration() {
+    let m = transformer(&CleanOptions::default(), [0; 4]);
+    for observer in [Observer::MinMax, Observer::Percentile(99.9), Observer::Mse] {
+        let of = |threads| calibrate(&m, &QuantOptions { observer, threads });
+        let one = of(1);
+        assert_eq!(one.inputs, 9);
+        for threads in [2, 3, 7, 16] {
+            assert_eq!(one, of(threads), "{observer:?}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn progress_counts_every_input() {
+    let m = transformer(&CleanOptions::default(), [0; 4]);
+    let mut seen = Vec::new();
+    let images = (0..5).map(|seed| Ok(inputs(&m, seed)));
+    observe(&m, images, &QuantOptions { threads: 2, ..QuantOptions::default() }, &mut |n| seen.push(n)).unwrap();
+    assert_eq!(seen, [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn no_input_and_faulty_inputs_are_errors() {
+    let m = transformer(&CleanOptions::default(), [0; 4]);
+    let options = QuantOptions { threads: 2, ..QuantOptions::default() };
+    let none = observe(&m, std::iter::empty(), &options, &mut |_| {});
+    assert_eq!(none.unwrap_err().0[0].code, "calibration");
+    let wrong = [Ok(inputs(&m, 0)), Ok(vec![Tensor { shape: vec![1], data: Data::F32(vec![0.0]) }])];
+    assert!(observe(&m, wrong.into_iter(), &options, &mut |_| {}).is_err());
+    let broken = [Ok(inputs(&m, 0)), Err(Diagnostic::new("image", "cannot be read"))];
+    assert_eq!(observe(&m, broken.into_iter(), &options, &mut |_| {}).unwrap_err().0[0].code, "image");
+}
+
+/// The quantized module's output on its own inputs, beside the float one's.
+fn compare(m: &Module, q: &Module) -> f64 {
+    let x = inputs(m, 100);
+    let door = q.ty(q.inputs[0].value);
+    let x_quantized = match (&x[0].data, &door.quant) {
+        (Data::F32(values), Some(quant)) => {
+            let one = |&v: &f32| (f64::from(v) / quant.scale_at(0)).round_ties_even() + f64::from(quant.zero_point);
+            let ints = values.iter().map(|v| one(v).clamp(0.0, 255.0) as u8).collect();
+            vec![Tensor { shape: x[0].shape.clone(), data: Data::U8(ints) }]
+        }
+        _ => x.clone(),
+    };
+    sqnr(&outputs(m, &x), &outputs(q, &x_quantized))
+}
+
+#[test]
+fn the_simulation_is_close_to_float() {
+    for (clean_options, pads) in [(pixel_options(), [0; 4]), (CleanOptions::default(), [1, 1, 1, 1])] {
+        let m = transformer(&clean_options, pads);
+        for observer in [Observer::MinMax, Observer::Percentile(99.99), Observer::Mse] {
+            let options = QuantOptions { observer, threads: 2 };
+            let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+            assert_eq!(q.stage, Stage::Quantize);
+            vitc_ir::verify::verify(&q).unwrap();
+            let db = compare(&m, &q);
+            assert!(db > 21.0, "{observer:?}: {db} dB");
+        }
+    }
+}
+
+#[test]
+fn every_edge_has_the_type_of_its_role() {
+    let m = transformer(&pixel_options(), [0; 4]);
+    let options = QuantOptions::default();
+    let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+    assert_eq!(count(&q, "normalize"), 0);
+    assert_eq!(q.ty(q.inputs[0].value).elem, Elem::U8);
+    let mut residual = std::collections::BTreeSet::new();
+    for node in &q.nodes {
+        let elem = |i: usize| q.ty(source(&q, node.operands[i])).elem;
+        match node.op {
+            Op::MatMul {} if q.const_of(source(&q, node.operands[1])).is_some() => {
+                assert_eq!((elem(0), elem(1)), (Elem::U8, Elem::I8));
+                let weights = q.ty(source(&q, node.operands[1])).quant.clone().unwrap();
+                assert_eq!((weights.axis, weights.zero_point), (Some(1), 0));
+            }
+            Op::MatMul {} | Op::Conv2d { .. } => assert_eq!((elem(0), elem(1)), (Elem::U8, Elem::I8)),
+            Op::LayerNorm { .. } | Op::Add {} => {
+                for &v in &node.operands[..if node.op == (Op::Add {}) { 2 } else { 1 }] {
+                    let ty = q.ty(source(&q, v));
+                    assert_eq!(ty.elem, Elem::I16);
+                    residual.insert(ty.quant.clone().unwrap());
+                }
+            }
+            Op::Gelu { .. } => assert_eq!(elem(0), Elem::U8),
+            Op::Softmax {} => assert_eq!(elem(0), Elem::F32),
+            _ => {}
+        }
+    }
+    assert_eq!(residual.len(), 1, "the residual stream has one scale");
+    let softmax = |n: &&vitc_ir::Node| q.node_of(n.operands[0]).is_some_and(|p| p.op == Op::Softmax {});
+    for node in q.nodes.iter().filter(softmax) {
+        let quant = q.ty(node.result).quant.clone().unwrap();
+        assert_eq!((quant.single(), quant.zero_point), (Some(1.0 / 255.0), 0));
+    }
+    let quantized: Vec<_> = q.nodes.iter().filter(|n| matches!(n.op, Op::Quantize { .. })).collect();
+    let keys: std::collections::BTreeSet<_> = quantized.iter().map(|n| (n.operands[0], n.op.clone())).collect();
+    assert_eq!(keys.len(), quantized.len(), "a value is quantized once in a role");
+}
+
+/// What a dequantized value was before, through movement.
+fn source(q: &Module, v: ValueId) -> ValueId {
+    match q.node_of(v) {
+        Some(n) if n.op == (Op::Dequantize {}) || n.op.class() == vitc_ir::Class::Move => source(q, n.operands[0]),
+        _ => v,
+    }
+}
+
+#[test]
+fn ranges_without_numbers_name_the_node() {
+    let mut b = Build::new(6);
+    let x = b.input(&[3, 8]);
+    let zero = b.values(&[8], &[0.0; 8]);
+    let broken = b.op(Op::Div {}, &[x, zero]);
+    let y = b.linear(broken, 4);
+    let mut m = b.done(y);
+    m.stage = Stage::Shape;
+    let options = QuantOptions::default();
+    let problem = run(&m, &calibrate(&m, &options), &options).unwrap_err();
+    assert_eq!((problem.0[0].code, problem.0[0].place.as_deref()), ("calibration-range", Some("div_0")));
+}
+
+#[test]
+fn ranges_of_zero_are_harmless() {
+    let mut b = Build::new(7);
+    let x = b.input(&[3, 8]);
+    let x = b.scale(x, 0.0);
+    let n = b.layernorm(x);
+    let y = b.linear(n, 4);
+    let mut m = b.done(y);
+    m.stage = Stage::Shape;
+    let options = QuantOptions::default();
+    let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+    assert!(compare(&m, &q) > 25.0);
+}
