@@ -32,6 +32,21 @@ fn decode(code: &[u8]) -> impl Iterator<Item = Instruction> + '_ {
     Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter()
 }
 
+/// Bytes of `code` before the constants that it loads relative to the instruction pointer.
+pub(crate) fn instruction_bytes(code: &[u8]) -> usize {
+    let mut end = code.len() as u64;
+    for instruction in decode(code) {
+        if instruction.ip() >= end {
+            break;
+        }
+        let target = instruction.ip_rel_memory_address();
+        if instruction.is_ip_rel_memory_operand() && target > instruction.ip() {
+            end = end.min(target);
+        }
+    }
+    end as usize
+}
+
 fn is_float(instruction: &Instruction) -> bool {
     let x87 = |f: &CpuidFeature| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387);
     if instruction.cpuid_features().iter().any(x87) {

@@ -9,19 +9,32 @@ use cranelift_frontend::FunctionBuilderContext;
 use cranelift_module::{FuncId, Linkage, Module};
 
 use crate::CodegenError;
+use crate::conv::Conv;
 use crate::emit::{Emit, Features, signature};
 use crate::gemm::Gemm;
+use crate::map::{AxisSum, Copy, Map};
+use crate::rows::Rows;
 
 /// What a kernel computes, with every number that its code depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Spec {
     Gemm(Gemm),
+    Conv(Conv),
+    Map(Map),
+    Copy(Copy),
+    Rows(Rows),
+    AxisSum(AxisSum),
 }
 
 impl Spec {
     fn emit(&self, e: &mut Emit<'_>) {
         match self {
             Spec::Gemm(s) => s.emit(e),
+            Spec::Conv(s) => s.emit(e),
+            Spec::Map(s) => s.emit(e),
+            Spec::Copy(s) => s.emit(e),
+            Spec::Rows(s) => s.emit(e),
+            Spec::AxisSum(s) => s.emit(e),
         }
     }
 
@@ -29,6 +42,7 @@ impl Spec {
     pub(crate) fn scratch_bytes(&self) -> usize {
         match self {
             Spec::Gemm(s) => s.scratch_bytes(),
+            _ => 0,
         }
     }
 }
@@ -90,7 +104,7 @@ fn define<M: Module>(module: &mut M, spec: &Spec, name: &str) -> Result<(Kernel,
     }
     let code = compiled.code_buffer().to_vec();
     let align = u64::from(compiled.buffer.alignment).max(64);
-    let instructions = code.len();
+    let instructions = crate::disasm::instruction_bytes(&code);
     module.define_function_bytes(id, align, &code, &[]).map_err(|e| backend(e.to_string()))?;
     Ok((Kernel { name: name.to_string(), code, instructions }, id))
 }

@@ -1,6 +1,12 @@
 //! Machine code for vitc plans: Cranelift emits every kernel of a module in stage `plan`, bit for bit what `vitc_ir::eval`
 //! computes, without one floating-point instruction.
 
+use std::sync::Arc;
+
+use vitc_ir::Module;
+use vitc_runtime::{ConstMemory, Program, ProgramParts, Step};
+
+mod conv;
 mod copy;
 mod disasm;
 mod emit;
@@ -10,7 +16,10 @@ mod isa;
 mod kernel;
 mod lane;
 mod link;
+mod map;
 mod operand;
+mod plan;
+mod rows;
 mod view;
 
 pub use disasm::{count_float_instructions, disassemble};
@@ -22,3 +31,68 @@ pub use view::is_view_supported;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+
+/// How to compile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Which instructions the kernels may use.
+    pub tier: Tier,
+}
+
+/// A compiled module: what the runtime needs, and the kernels for people and tests to read.
+pub struct Compiled {
+    /// What a [`Program`] is made of. The machine code and the constants live as long as this or a program made of it.
+    pub parts: ProgramParts,
+    /// The kernels, each once, in the order of first use.
+    pub kernels: Vec<Kernel>,
+}
+
+impl Compiled {
+    /// The program.
+    ///
+    /// # Errors
+    /// What the runtime finds wrong with the figures; always a bug of the compiler.
+    pub fn into_program(self) -> Result<Program, CodegenError> {
+        // SAFETY: the parts come from `compile`: every kernel has the ABI of `KernelFn`, touches only its buffers within the
+        // lengths the plan gives, and lives in the code that the parts own.
+        Ok(unsafe { Program::new(self.parts) }?)
+    }
+}
+
+/// Compiles a module of stage `plan` for this machine.
+///
+/// # Errors
+/// [`CodegenError::Node`] for the first node that has no kernel, [`CodegenError::Tensor`] for an input or output that cannot
+/// be bound, [`CodegenError::Stage`] for a module of another stage.
+pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenError> {
+    let mut linker = link::Linker::new(isa::host(options.tier)?);
+    let plan = plan::compile(module, options.tier, &mut linker.module)?;
+    let functions: Vec<_> = plan.kernels.list.iter().map(|(_, id)| *id).collect();
+    let (code, entries) = linker.finish(&functions)?;
+    let scratch_bytes = plan.kernels.scratch_bytes;
+    let kernels: Vec<Kernel> = plan.kernels.list.into_iter().map(|(k, _)| k).collect();
+    let names: Vec<Arc<str>> = kernels.iter().map(|k| Arc::from(k.name.as_str())).collect();
+    let steps = plan.steps.into_iter().map(|s| Step {
+        kernel: entries[s.kernel],
+        args: s.args,
+        items: s.items,
+        grain: s.grain,
+        name: Arc::clone(&names[s.kernel]),
+        source: s.source.into(),
+        macs_per_image: s.macs_per_image,
+    });
+    let batched = module.inputs.iter().any(|i| module.ty(i.value).shape.0.iter().any(|d| d.batch));
+    let parts = ProgramParts {
+        steps: steps.collect(),
+        consts: Arc::new(ConstMemory::new(&plan.consts)?),
+        arena_bytes_per_image: module.arena,
+        scratch_bytes,
+        inputs: plan.inputs,
+        outputs: plan.outputs,
+        code,
+        fixed_batch: (!batched).then_some(1),
+    };
+    Ok(Compiled { parts, kernels })
+}

@@ -272,9 +272,14 @@ pub(crate) fn resolve(module: &Module, value: ValueId) -> Result<(ValueId, View)
     Ok((at, view))
 }
 
-fn is_view_node(_: &Module, node: &vitc_ir::Node) -> bool {
-    node.place.is_none()
-        && matches!(node.op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. })
+/// Movement without a place, or a reshape that shares its operand's.
+pub(crate) fn is_view_node(module: &Module, node: &vitc_ir::Node) -> bool {
+    let shared = || module.node_of(node.operands[0]).is_some_and(|x| x.place == node.place);
+    match node.op {
+        Op::Reshape { .. } => node.place.is_none() || shared(),
+        Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } => node.place.is_none(),
+        _ => false,
+    }
 }
 
 /// Whether `value`, seen through the movement nodes without a place that lead to it, can be addressed as a view.

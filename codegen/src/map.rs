@@ -1,0 +1,165 @@
+//! Elementwise kernels: a lane program over a nest of loops, eight elements of the innermost loop at a time.
+//!
+//! ```text
+//! for row                 all loops but the innermost; none when every operand runs straight through memory
+//!   for group of 8        then the rest one by one
+//! ```
+
+use cranelift_codegen::ir::{InstBuilder, Value};
+use vitc_ir::Dim;
+
+use crate::emit::{Addr, Emit};
+use crate::lane::{GROUP, LaneSpec};
+use crate::operand::{Operand, RowGroup, run_group, split_index};
+
+/// A lane program over all elements of a result. Arguments: the inputs, then the result.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Map {
+    /// Loops over rows; the innermost loop is over columns.
+    pub sizes: Vec<Dim>,
+    /// Columns; `None` when there are no rows and items are columns.
+    pub columns: Option<usize>,
+    pub inputs: Vec<Operand>,
+    pub out: Operand,
+    pub lane: LaneSpec,
+}
+
+impl Map {
+    pub(crate) fn grain(&self) -> usize {
+        if self.columns.is_none() { 1024 } else { 1 }
+    }
+
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let inputs: Vec<Value> = (0..self.inputs.len()).map(|n| e.arg(n)).collect();
+        let out = e.arg(self.inputs.len());
+        let (begin, end) = (e.begin, e.end);
+        match self.columns {
+            None => {
+                let inputs: Vec<Value> = self.inputs.iter().zip(&inputs).map(|(o, &p)| o.base(e, p, &[])).collect();
+                let out = self.out.base(e, out, &[]);
+                self.columns(e, begin, end, &inputs, out);
+            }
+            Some(n) => {
+                e.for_range(begin, end, 1, &[], |e, row, _| {
+                    let at = split_index(e, row, &self.sizes);
+                    let inputs: Vec<Value> = self.inputs.iter().zip(&inputs).map(|(o, &p)| o.base(e, p, &at)).collect();
+                    let out = self.out.base(e, out, &at);
+                    let (zero, n) = (e.iconst(0), e.iconst(n as i64));
+                    self.columns(e, zero, n, &inputs, out);
+                    Vec::new()
+                });
+            }
+        }
+    }
+
+    fn columns(&self, e: &mut Emit<'_>, from: Value, to: Value, inputs: &[Value], out: Value) {
+        let (rest, _) = e.while_room(from, to, GROUP as i64, GROUP as i64, &[], |e, i, _| {
+            self.group(e, i, GROUP, inputs, out);
+            Vec::new()
+        });
+        e.for_range(rest, to, 1, &[], |e, i, _| {
+            self.group(e, i, 1, inputs, out);
+            Vec::new()
+        });
+    }
+
+    fn group(&self, e: &mut Emit<'_>, column: Value, count: usize, inputs: &[Value], out: Value) {
+        let place = |e: &mut Emit<'_>, o: &Operand, p| Addr { base: e.at(p, column, o.column_stride()), disp: 0 };
+        let at: Vec<Addr> = self.inputs.iter().zip(inputs).map(|(o, &p)| place(e, o, p)).collect();
+        let to = place(e, &self.out, out);
+        let mut group = RowGroup { inputs: &self.inputs, at: &at, first: None, count };
+        run_group(e, &self.lane, &mut group, &self.out, to);
+    }
+}
+
+/// Elements rearranged as they are. Arguments: source, target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Copy {
+    /// Loops over rows.
+    pub sizes: Vec<Dim>,
+    /// Elements of the innermost loop; `None` when there are no rows and items are elements.
+    pub columns: Option<usize>,
+    pub from: Operand,
+    pub to: Operand,
+}
+
+impl Copy {
+    pub(crate) fn grain(&self) -> usize {
+        if self.columns.is_none() { 4096 } else { 1 }
+    }
+
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let (from, to) = (e.arg(0), e.arg(1));
+        let (begin, end) = (e.begin, e.end);
+        let Some(n) = self.columns else {
+            let (from, to) = (self.from.base(e, from, &[]), self.to.base(e, to, &[]));
+            return self.straight(e, from, to, begin, end);
+        };
+        e.for_range(begin, end, 1, &[], |e, row, _| {
+            let at = split_index(e, row, &self.sizes);
+            let (from, to) = (self.from.base(e, from, &at), self.to.base(e, to, &at));
+            let size = self.from.elem.bytes() as i64;
+            if (self.from.column_stride(), self.to.column_stride()) == (size, size) {
+                crate::copy::copy_run(e, n * size as usize, from, to);
+            } else {
+                let (zero, n) = (e.iconst(0), e.iconst(n as i64));
+                self.each(e, from, to, zero, n);
+            }
+            Vec::new()
+        });
+    }
+
+    /// Elements `begin..end` of two runs (or strided ones).
+    fn straight(&self, e: &mut Emit<'_>, from: Value, to: Value, begin: Value, end: Value) {
+        let size = self.from.elem.bytes() as i64;
+        if (self.from.column_stride(), self.to.column_stride()) != (size, size) {
+            return self.each(e, from, to, begin, end);
+        }
+        let per_vector = 16 / size;
+        let (rest, _) = e.while_room(begin, end, per_vector, per_vector, &[], |e, i, _| {
+            let (from, to) = (e.at(from, i, size), e.at(to, i, size));
+            crate::copy::copy_run(e, 16, from, to);
+            Vec::new()
+        });
+        self.each(e, from, to, rest, end);
+    }
+
+    fn each(&self, e: &mut Emit<'_>, from: Value, to: Value, begin: Value, end: Value) {
+        e.for_range(begin, end, 1, &[], |e, i, _| {
+            let from = e.at(from, i, self.from.column_stride());
+            let to = e.at(to, i, self.to.column_stride());
+            let v = e.load_elem(self.from.elem, Addr { base: from, disp: 0 });
+            e.store_elem(self.to.elem, v, Addr { base: to, disp: 0 });
+            Vec::new()
+        });
+    }
+}
+
+/// Sums over an axis that is not the last. Arguments: x, result; items are results.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct AxisSum {
+    /// Loops over results.
+    pub sizes: Vec<Dim>,
+    pub x: Operand,
+    pub out: Operand,
+    /// Length of the axis and elements from one index to the next.
+    pub axis: (usize, i64),
+}
+
+impl AxisSum {
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let (from, to) = (e.arg(0), e.arg(1));
+        let (begin, end) = (e.begin, e.end);
+        e.for_range(begin, end, 1, &[], |e, item, _| {
+            let at = split_index(e, item, &self.sizes);
+            let (from, to) = (self.x.base(e, from, &at), self.out.base(e, to, &at));
+            let zero = e.iconst(0);
+            let done = e.repeat(self.axis.0, &[zero, from], |e, c| {
+                let v = e.load_elem(self.x.elem, Addr { base: c[1], disp: 0 });
+                vec![e.b.ins().iadd(c[0], v), e.add_imm(c[1], self.axis.1 * self.x.elem.bytes() as i64)]
+            });
+            e.store_elem(self.out.elem, done[0], Addr { base: to, disp: 0 });
+            Vec::new()
+        });
+    }
+}

@@ -1,0 +1,155 @@
+//! Copies: movement nodes with a place, concatenation, gather, padding, and outputs that are views.
+
+use cranelift_module::Module as Backend;
+use vitc_ir::lane::{Inst, Program, Width};
+use vitc_ir::{Dim, Elem, Node, Op, Shape, ValueId};
+use vitc_runtime::Buffer;
+
+use super::{Call, Lowered, Planner, extent, product_of};
+use crate::kernel::Spec;
+use crate::map::{Copy, Map};
+use crate::operand::{Columns, Operand};
+use crate::view::{Nest, View, is_view_node};
+
+impl<M: Backend> Planner<'_, M> {
+    /// A movement node: nothing when it is a view, otherwise a copy.
+    pub(super) fn rearrange(&mut self, node: &Node) -> Lowered {
+        if is_view_node(self.module, node) && !self.buffers.contains_key(&node.result) {
+            return Ok(());
+        }
+        let (from, view) = self.operand(node.operands[0])?;
+        let (x, result) = (self.module.ty(node.operands[0]), self.module.ty(node.result));
+        let view = view.then(&node.op, &x.shape, &result.shape)?;
+        let to = self.buffer(node.result)?;
+        let target = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        self.copy(result.elem, (from, &view), (to, &target), &result.shape.clone())
+    }
+
+    pub(super) fn copy_output(&mut self, value: ValueId, to: Buffer) -> Lowered {
+        let (from, view) = self.operand(value)?;
+        let ty = self.module.ty(value).clone();
+        let target = View::contiguous(&ty.shape).ok_or("the batch would be squared")?;
+        self.copy(ty.elem, (from, &view), (to, &target), &ty.shape)
+    }
+
+    /// Copies all elements of `shape` from one view to another.
+    fn copy(&mut self, elem: Elem, from: (Buffer, &View), to: (Buffer, &View), shape: &Shape) -> Lowered {
+        let rank = shape.rank();
+        let all: Vec<usize> = (0..rank).collect();
+        let lists = [from.1, to.1].map(|v| super::flat_over(v, shape, &all));
+        let nest = Nest::joint(&lists)?;
+        let (sizes, columns) = split(&nest)?;
+        let operand = |i: usize, offset| operand_of(&nest, i, elem, offset);
+        let spec = Copy { sizes: sizes.clone(), columns, from: operand(0, from.1.offset)?, to: operand(1, to.1.offset)? };
+        let items = if columns.is_none() { nest.sizes[0] } else { product_of(&sizes)? };
+        let name = format!("copy_{}{}", elem.name(), columns.map_or(String::new(), |n| format!("__n{n}")));
+        let grain = spec.grain();
+        self.step(Call { spec: Spec::Copy(spec), name, args: vec![from.0, to.0], items: extent(items), grain, macs: 0 })
+    }
+
+    pub(super) fn concat(&mut self, node: &Node, axis: usize) -> Lowered {
+        let result = self.module.ty(node.result).clone();
+        let whole = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let to = self.buffer(node.result)?;
+        let mut start = 0;
+        for &x in &node.operands {
+            let shape = self.module.ty(x).shape.clone();
+            let len = shape.0[axis].as_fixed().ok_or("concatenation along the batch")?;
+            let part = whole.then(&Op::Slice { axis, start, len, step: 1 }, &result.shape, &shape)?;
+            let (from, view) = self.operand(x)?;
+            self.copy(result.elem, (from, &view), (to, &part), &shape)?;
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// One copy for each run of evenly spaced indices.
+    pub(super) fn gather(&mut self, node: &Node, axis: usize, index: &[usize]) -> Lowered {
+        let result = self.module.ty(node.result).clone();
+        let x = self.module.ty(node.operands[0]).shape.clone();
+        let whole = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let to = self.buffer(node.result)?;
+        let (from, view) = self.operand(node.operands[0])?;
+        let mut done = 0;
+        for (start, len, step) in even_runs(index) {
+            let mut shape = result.shape.clone();
+            shape.0[axis] = Dim::fixed(len);
+            let part = whole.then(&Op::Slice { axis, start: done, len, step: 1 }, &result.shape, &shape)?;
+            let source = view.then(&Op::Slice { axis, start, len, step }, &x, &shape)?;
+            self.copy(result.elem, (from, &source), (to, &part), &shape)?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Fills everything, then copies the middle.
+    pub(super) fn pad(&mut self, node: &Node, before: &[usize], value: f64) -> Lowered {
+        let result = self.module.ty(node.result).clone();
+        let to = self.buffer(node.result)?;
+        self.fill(&result.shape, result.elem, value as i64, to)?;
+        let mut part = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let mut shape = result.shape.clone();
+        let x = self.module.ty(node.operands[0]).shape.clone();
+        for (axis, &start) in before.iter().enumerate() {
+            if x.0[axis] == shape.0[axis] {
+                continue;
+            }
+            let len = x.0[axis].as_fixed().ok_or("padding of the batch")?;
+            let from = shape.clone();
+            shape.0[axis] = Dim::fixed(len);
+            part = part.then(&Op::Slice { axis, start, len, step: 1 }, &from, &shape)?;
+        }
+        let (from, view) = self.operand(node.operands[0])?;
+        self.copy(result.elem, (from, &view), (to, &part), &x)
+    }
+
+    fn fill(&mut self, shape: &Shape, elem: Elem, value: i64, to: Buffer) -> Lowered {
+        let width = if elem == Elem::I64 { Width::W64 } else { Width::W32 };
+        let program = Program { inputs: vec![], insts: vec![Inst::Const(value, width)], output: elem };
+        let lane = self.lane(&program, &[])?;
+        let out = Operand { elem, offset: crate::view::Lin::ZERO, rows: vec![], columns: Columns::Stride(1) };
+        let map = Map { sizes: vec![], columns: None, inputs: vec![], out, lane };
+        let items = extent(shape.count().ok_or("too many elements")?);
+        let (grain, name) = (map.grain(), format!("fill_{}", elem.name()));
+        self.step(Call { spec: Spec::Map(map), name, args: vec![to], items, grain, macs: 0 })
+    }
+}
+
+/// Loops over rows and the innermost loop of a nest; a nest of one loop has no rows.
+pub(super) fn split(nest: &Nest) -> Lowered<(Vec<Dim>, Option<usize>)> {
+    match &nest.sizes[..] {
+        [] => Ok((vec![], Some(1))),
+        [_] => Ok((vec![], None)),
+        [rows @ .., columns] => Ok((rows.to_vec(), Some(columns.as_fixed().ok_or("columns that grow with the batch")?))),
+    }
+}
+
+pub(super) fn operand_of(nest: &Nest, i: usize, elem: Elem, offset: crate::view::Lin) -> Lowered<Operand> {
+    let strides = &nest.strides[i];
+    let (columns, rows) = match strides.split_last() {
+        None => (Columns::Same, vec![]),
+        Some((last, rows)) => {
+            let stride = last.as_fixed().ok_or("columns whose stride grows with the batch")?;
+            (if stride == 0 { Columns::Same } else { Columns::Stride(stride) }, rows.to_vec())
+        }
+    };
+    Ok(Operand { elem, offset, rows, columns })
+}
+
+/// Splits indices into runs `start, start+step, ...` of a length.
+fn even_runs(index: &[usize]) -> Vec<(usize, usize, i64)> {
+    let mut runs: Vec<(usize, usize, i64)> = Vec::new();
+    for &i in index {
+        if let Some((start, len, step)) = runs.last_mut() {
+            let last = *start as i64 + (*len as i64 - 1) * *step;
+            let next = i as i64 - last;
+            if *len == 1 || next == *step {
+                *step = next;
+                *len += 1;
+                continue;
+            }
+        }
+        runs.push((i, 1, 1));
+    }
+    runs
+}

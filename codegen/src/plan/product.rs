@@ -1,0 +1,363 @@
+//! Matrix products and convolutions.
+
+use cranelift_module::Module as Backend;
+use vitc_ir::lane::{Access, Input, Inst, Program};
+use vitc_ir::{Const, Elem, Node, Op, Shape, ValueId};
+use vitc_runtime::Buffer;
+
+use super::{Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
+use crate::conv::Conv;
+use crate::gemm::{Gemm, Reading, Weights, weight_layout};
+use crate::kernel::Spec;
+use crate::lane::check_access;
+use crate::operand::{Columns, Operand};
+use crate::view::{Factor, Lin, View};
+
+/// The parts of a product that do not depend on where b comes from.
+struct Parts {
+    program: Program,
+    extras: Vec<ValueId>,
+}
+
+/// Geometry of a convolution node.
+struct Geometry {
+    strides: [usize; 2],
+    pads: [usize; 4],
+    dilations: [usize; 2],
+    groups: usize,
+    x_zero: i64,
+}
+
+impl<M: Backend> Planner<'_, M> {
+    /// The lane program and its operands from the second on.
+    fn parts(&self, node: &Node) -> Lowered<Parts> {
+        let extras = node.operands[2..].to_vec();
+        let program = if node.op.lane().is_some() { self.named_lane(node)? } else { self.bias_program(&extras) };
+        if program.inputs.len() != extras.len() + 1 {
+            return Err("the lane program has another number of inputs".into());
+        }
+        let known = [Access::Element, Access::Channel, Access::Row, Access::Scalar, Access::Table];
+        check_access(&program, &known)?;
+        Ok(Parts { program, extras })
+    }
+
+    fn bias_program(&self, extras: &[ValueId]) -> Program {
+        let input = |access| Input { elem: Elem::I32, access };
+        let mut program = Program { inputs: vec![input(Access::Element)], insts: vec![Inst::Load(0)], output: Elem::I32 };
+        if !extras.is_empty() {
+            program.inputs.push(input(Access::Channel));
+            program.insts.extend([Inst::Load(1), Inst::Add(0, 1)]);
+        }
+        program
+    }
+
+    pub(super) fn matmul(&mut self, node: &Node) -> Lowered {
+        let (Op::FusedMatMul { a_zero, b_zero, .. } | Op::IntMatMul { a_zero, b_zero }) = node.op else {
+            return Err("not a product".into());
+        };
+        let parts = self.parts(node)?;
+        let result = self.module.ty(node.result).clone();
+        let rank = result.shape.rank();
+        let (a, b) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.operands[1]).clone());
+        let k = a.shape.last_fixed().ok_or("K grows with the batch")?;
+        let n = result.shape.last_fixed().ok_or("N grows with the batch")?;
+        let with = |last: [vitc_ir::Dim; 2]| {
+            Shape(result.shape.0[..rank - 2].iter().copied().chain(last).collect())
+        };
+        let (a_buffer, a_view) = self.operand(node.operands[0])?;
+        let a_view = a_view.broadcast(&a.shape, &with([result.shape.0[rank - 2], k.into()]));
+        let zeros = zero_points(a.elem, a_zero, b.elem, b_zero)?;
+        let single = b.shape.0[..b.shape.rank() - 2].iter().all(|&d| d == 1.into());
+        let packed = self.const_of(node.operands[1]).filter(|_| single).map(|c| row_major(c, k, n));
+        let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let rows: Vec<usize> = (0..rank - 1).collect();
+        let mut builder = Product { rows, columns: rank - 1, shape: result.shape.clone(), views: vec![], elems: vec![], inner: vec![] };
+        builder.push(&a_view, a.elem, Columns::Same);
+        builder.push(&out, result.elem, Columns::of(&out.flat(rank - 1..rank))?);
+        let (b_buffer, corrections, matrix) = match packed {
+            Some(plain) => {
+                let (b, c) = self.weights(k, n, plain, b.elem, zeros);
+                (b, c, None)
+            }
+            None => {
+                let (buffer, view) = self.operand(node.operands[1])?;
+                let view = view.broadcast(&b.shape, &with([k.into(), n.into()]));
+                let k_stride = single_stride(&view.dims[rank - 2])?;
+                let columns = Columns::of(&view.flat(rank - 1..rank))?;
+                let mut rows = view.clone();
+                rows.dims[rank - 2] = Vec::new();
+                builder.push(&rows, b.elem, columns);
+                (buffer, None, Some(k_stride))
+            }
+        };
+        let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
+        let reading = reading(&a_view.flat(rank - 1..rank), k)?;
+        let sides = Sides { a: a_buffer, b: b_buffer, corrections, matrix };
+        self.gemm(node, parts, builder, sides, Numbers { k, n, zeros, macs, channel: rank - 1 }, reading)
+    }
+
+    fn gemm(&mut self, node: &Node, parts: Parts, mut p: Product, sides: Sides, n: Numbers, reading: Reading) -> Lowered {
+        let to = self.buffer(node.result)?;
+        let mut args = vec![sides.a, sides.b, to, sides.corrections.unwrap_or(to)];
+        for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
+            let (buffer, view) = self.operand(v)?;
+            let view = spread(&view, &self.module.ty(v).shape, input.access, &p.shape, n.channel)?;
+            let columns = if input.access == Access::Table { Columns::Table } else { Columns::of(&view.flat(p.columns..p.columns + 1))? };
+            p.push(&view, input.elem, columns);
+            args.push(buffer);
+        }
+        let (mut sizes, mut operands) = p.operands()?;
+        // The kernel packs b once for each turn of the outer loops, so b must stay the same in the inner one.
+        let moves = sides.matrix.is_some() && operands[2].rows.last().is_some_and(|&s| s != Lin::ZERO);
+        if moves || sizes.is_empty() {
+            sizes.push(1.into());
+            operands.iter_mut().for_each(|o| o.rows.push(Lin::ZERO));
+        }
+        operands.iter().try_for_each(Operand::check_rows)?;
+        let mut operands = operands.into_iter();
+        let (a, out) = (operands.next().ok_or("no a")?, operands.next().ok_or("no result")?);
+        let weights = match sides.matrix {
+            Some(k_stride) => Weights::Matrix { operand: operands.next().ok_or("no b")?, k_stride },
+            None => Weights::Packed,
+        };
+        let inputs: Vec<Option<ValueId>> = std::iter::once(None).chain(parts.extras.iter().map(|&v| Some(v))).collect();
+        let lane = self.lane(&parts.program, &inputs)?;
+        let gemm = Gemm {
+            k: n.k,
+            n: n.n,
+            a,
+            reading,
+            weights,
+            a_zero: n.zeros.0,
+            b_zero: n.zeros.1,
+            out,
+            extras: operands.collect(),
+            lane,
+            sizes: sizes.clone(),
+        };
+        let (name, grain) = (gemm.name(&lane_word(&parts.program)), gemm.grain());
+        let items = extent(product_of(&sizes)?);
+        self.step(Call { spec: Spec::Gemm(gemm), name, args, items, grain, macs: n.macs })
+    }
+
+    /// Packs constant weights and, when a has a zero point, their corrections.
+    fn weights(&mut self, k: usize, n: usize, mut plain: Vec<u8>, elem: Elem, zeros: (i64, i64)) -> (Buffer, Option<Buffer>) {
+        if elem == Elem::U8 {
+            plain.iter_mut().for_each(|b| *b ^= 0x80);
+        }
+        let packed = weight_layout(k, n).pack(k, n, &plain);
+        let b = self.pool(&packed);
+        if zeros.0 == 0 {
+            return (b, None);
+        }
+        let mut corrections = vec![0i32; n.next_multiple_of(crate::gemm::PANEL)];
+        for (column, c) in corrections.iter_mut().take(n).enumerate() {
+            let sum: i64 = (0..k).map(|row| i64::from(plain[row * n + column] as i8)).sum();
+            *c = (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum) as i32;
+        }
+        let bytes: Vec<u8> = corrections.iter().flat_map(|c| c.to_le_bytes()).collect();
+        (b, Some(self.pool(&bytes)))
+    }
+
+    pub(super) fn conv(&mut self, node: &Node) -> Lowered {
+        let g = match node.op {
+            Op::FusedConv2d { strides, pads, dilations, groups, x_zero, .. }
+            | Op::IntConv2d { strides, pads, dilations, groups, x_zero } => {
+                Geometry { strides, pads, dilations, groups, x_zero }
+            }
+            _ => return Err("not a convolution".into()),
+        };
+        let dense = g.groups == 1 && g.pads == [0; 4] && self.const_of(node.operands[1]).is_some();
+        if dense && self.module.ty(node.operands[1]).elem != Elem::I16 {
+            return self.dense_conv(node, &g);
+        }
+        self.direct_conv(node, &g)
+    }
+
+    /// A product: rows are output positions, k runs over the window.
+    fn dense_conv(&mut self, node: &Node, g: &Geometry) -> Lowered {
+        let parts = self.parts(node)?;
+        let result = self.module.ty(node.result).clone();
+        let (x, w) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.operands[1]).clone());
+        let w_sizes = w.shape.as_fixed().ok_or("weights grow with the batch")?;
+        let (k, n) = (w_sizes[1..].iter().product::<usize>(), w_sizes[0]);
+        let (a_buffer, view) = self.operand(node.operands[0])?;
+        let step = |axis: usize, by: usize| -> Lowered<Lin> {
+            match view.dims[axis][..] {
+                [] => Ok(Lin::ZERO),
+                [f] => Ok(f.stride.scaled(by as i64)),
+                _ => Err("a convolution over a split dimension".into()),
+            }
+        };
+        let factor = |size: usize, stride: Lin| Factor { size: size.into(), stride };
+        let mut a = view.clone();
+        for axis in [0, 1] {
+            let size = result.shape.0[2 + axis];
+            a.dims[2 + axis] = vec![Factor { size, stride: step(2 + axis, g.strides[axis])? }];
+        }
+        let window: Vec<Factor> = view.dims[1]
+            .iter()
+            .copied()
+            .chain([factor(w_sizes[2], step(2, g.dilations[0])?), factor(w_sizes[3], step(3, g.dilations[1])?)])
+            .collect();
+        let window = crate::view::merge(window.into_iter());
+        let zeros = zero_points(x.elem, g.x_zero, w.elem, 0)?;
+        let plain = self.const_of(node.operands[1]).ok_or("weights are not constant")?.data.to_vec();
+        let plain: Vec<u8> = (0..k * n).map(|i| plain[(i % n) * k + i / n]).collect();
+        let (b, corrections) = self.weights(k, n, plain, w.elem, zeros);
+        let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let mut builder = Product { rows: vec![0, 2, 3], columns: 1, shape: result.shape.clone(), views: vec![], elems: vec![], inner: vec![] };
+        builder.push(&a, x.elem, Columns::Same);
+        builder.push(&out, result.elem, Columns::of(&out.flat(1..2))?);
+        let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
+        let sides = Sides { a: a_buffer, b, corrections, matrix: None };
+        let reading = reading(&window, k)?;
+        self.gemm(node, parts, builder, sides, Numbers { k, n, zeros, macs, channel: 1 }, reading)
+    }
+
+    fn direct_conv(&mut self, node: &Node, g: &Geometry) -> Lowered {
+        let parts = self.parts(node)?;
+        let result = self.module.ty(node.result).clone();
+        let (x, w) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.operands[1]).clone());
+        let fixed = |s: &Shape, i: usize| s.0[i].as_fixed().ok_or("only the first dimension may be the batch");
+        let (a_buffer, view) = self.operand(node.operands[0])?;
+        let (b_buffer, w_view) = self.operand(node.operands[1])?;
+        if View::contiguous(&w.shape) != Some(w_view) {
+            return Err("weights of a convolution must be row-major".into());
+        }
+        let mut x_strides = [Lin::ZERO; 4];
+        for (s, dim) in x_strides.iter_mut().zip(&view.dims) {
+            *s = match dim[..] {
+                [] => Lin::ZERO,
+                [f] => f.stride,
+                _ => return Err("a convolution over a split dimension".into()),
+            };
+        }
+        let to = self.buffer(node.result)?;
+        let mut args = vec![a_buffer, b_buffer, to, to];
+        let three = |view: &View, elem: Elem, columns: Columns| -> Lowered<Operand> {
+            let rows = view.dims[..3].iter().map(|d| single(d)).collect::<Lowered<_>>()?;
+            Ok(Operand { elem, offset: view.offset, rows, columns })
+        };
+        let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let out = three(&out, result.elem, Columns::of(&out.flat(3..4))?)?;
+        let mut extras = Vec::new();
+        for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
+            let (buffer, view) = self.operand(v)?;
+            let view = spread(&view, &self.module.ty(v).shape, input.access, &result.shape, 1)?;
+            let columns = if input.access == Access::Table { Columns::Table } else { Columns::of(&view.flat(3..4))? };
+            extras.push(three(&view, input.elem, columns)?);
+            args.push(buffer);
+        }
+        let inputs: Vec<Option<ValueId>> = std::iter::once(None).chain(parts.extras.iter().map(|&v| Some(v))).collect();
+        let kernel = [fixed(&w.shape, 1)?, fixed(&w.shape, 2)?, fixed(&w.shape, 3)?];
+        let conv = Conv {
+            x: x.elem,
+            w: w.elem,
+            x_offset: view.offset,
+            x_strides,
+            input: [fixed(&x.shape, 2)?, fixed(&x.shape, 3)?],
+            output: [fixed(&result.shape, 1)?, fixed(&result.shape, 2)?, fixed(&result.shape, 3)?],
+            kernel,
+            strides: g.strides,
+            pads: [g.pads[0], g.pads[1]],
+            dilations: g.dilations,
+            groups: g.groups,
+            x_zero: g.x_zero,
+            out,
+            extras,
+            lane: self.lane(&parts.program, &inputs)?,
+        };
+        let name = format!("conv_direct{}__k{}x{}x{}", lane_word(&parts.program), kernel[0], kernel[1], kernel[2]);
+        let macs = result.shape.count().map_or(0, |d| d.size as u64) * kernel.iter().product::<usize>() as u64;
+        let items = extent(product_of(&result.shape.0[..2])?);
+        self.step(Call { spec: Spec::Conv(conv), name, args, items, grain: 1, macs })
+    }
+}
+
+/// Buffers of both sides; `matrix` is the stride of k in an activation b.
+struct Sides {
+    a: Buffer,
+    b: Buffer,
+    corrections: Option<Buffer>,
+    matrix: Option<i64>,
+}
+
+struct Numbers {
+    k: usize,
+    n: usize,
+    zeros: (i64, i64),
+    macs: u64,
+    /// Dimension of the result that channels run along.
+    channel: usize,
+}
+
+/// Operands that walk the rows of a result together.
+struct Product {
+    /// Dimensions of the result that are rows, and the one that is columns.
+    rows: Vec<usize>,
+    columns: usize,
+    shape: Shape,
+    views: Vec<View>,
+    elems: Vec<Elem>,
+    inner: Vec<Columns>,
+}
+
+impl Product {
+    fn push(&mut self, view: &View, elem: Elem, columns: Columns) {
+        self.views.push(view.clone());
+        self.elems.push(elem);
+        self.inner.push(columns);
+    }
+
+    fn operands(&self) -> Lowered<(Vec<vitc_ir::Dim>, Vec<Operand>)> {
+        let views: Vec<(&View, Elem)> = self.views.iter().zip(self.elems.iter().copied()).collect();
+        joint(&views, &self.shape, &self.rows, &self.inner)
+    }
+}
+
+/// How the dot product sees the zero points: it takes a as unsigned and b as signed bytes.
+fn zero_points(a: Elem, a_zero: i64, b: Elem, b_zero: i64) -> Lowered<(i64, i64)> {
+    let a_zero = match a {
+        Elem::U8 | Elem::I16 => a_zero,
+        Elem::I8 => a_zero + 128,
+        _ => return Err(format!("a product with {a} on the left").into()),
+    };
+    match b {
+        Elem::I8 => Ok((a_zero, b_zero)),
+        Elem::U8 => Ok((a_zero, b_zero - 128)),
+        _ => Err(format!("a product with {b} on the right").into()),
+    }
+}
+
+/// The row-major bytes of constant weights.
+fn row_major(c: &Const, k: usize, n: usize) -> Vec<u8> {
+    c.layout.map_or_else(|| c.data.to_vec(), |layout| layout.unpack(k, n, &c.data))
+}
+
+fn single(factors: &[Factor]) -> Lowered<Lin> {
+    match factors {
+        [] => Ok(Lin::ZERO),
+        [f] => Ok(f.stride),
+        _ => Err("a split dimension".into()),
+    }
+}
+
+fn single_stride(factors: &[Factor]) -> Lowered<i64> {
+    single(factors)?.as_fixed().ok_or_else(|| "a stride that grows with the batch".into())
+}
+
+/// How the kernel reads a row of a.
+fn reading(factors: &[Factor], k: usize) -> Lowered<Reading> {
+    let fixed = |f: &Factor| f.stride.as_fixed();
+    match factors {
+        [] => Ok(Reading::Direct { segments: 1, run: 1, step: 0 }),
+        [f] if fixed(f) == Some(1) => Ok(Reading::Direct { segments: 1, run: k, step: 0 }),
+        [outer, inner] if fixed(inner) == Some(1) && inner.size.size.is_multiple_of(4) && fixed(outer).is_some() => {
+            let step = fixed(outer).unwrap_or(0);
+            Ok(Reading::Direct { segments: outer.size.size, run: inner.size.size, step })
+        }
+        _ if factors.iter().all(|f| fixed(f).is_some() && !f.size.batch) => Ok(Reading::Gathered(factors.to_vec())),
+        _ => Err("columns whose stride grows with the batch".into()),
+    }
+}

@@ -1,0 +1,106 @@
+//! Nodes over the last dimension (or, for sums, any axis).
+
+use cranelift_module::Module as Backend;
+use vitc_ir::{Elem, Node, Op, Shape};
+
+use super::{Call, Lowered, Planner, extent, joint, product_of};
+use crate::kernel::Spec;
+use crate::map::AxisSum;
+use crate::operand::{Columns, Operand};
+use crate::rows::{Rows, Work, exp_table};
+use crate::view::{Lin, View};
+
+impl<M: Backend> Planner<'_, M> {
+    pub(super) fn over_rows(&mut self, node: &Node) -> Lowered {
+        let x = self.module.ty(node.operands[0]).clone();
+        if let Op::IntReduceSum { axis, .. } = node.op
+            && axis + 1 != x.shape.rank()
+        {
+            return self.axis_sum(node, axis);
+        }
+        let (x_buffer, view) = self.operand(node.operands[0])?;
+        let (c, rank) = (x.shape.last_fixed().ok_or("the last dimension grows with the batch")?, x.shape.rank());
+        let mut args = vec![x_buffer];
+        let mut extra: Vec<Operand> = Vec::new();
+        let work = self.work(node, &mut args, &mut extra)?;
+        let result = self.module.ty(node.result);
+        let sums = matches!(work, Work::Sum);
+        let out_shape = if sums { Shape(x.shape.0[..rank - 1].to_vec()) } else { x.shape.clone() };
+        let mut out = View::contiguous(&out_shape).ok_or("the batch would be squared")?;
+        if sums {
+            out.dims.push(Vec::new());
+        }
+        let columns = |v: &View| Columns::of(&v.flat(rank - 1..rank));
+        let (x_columns, out_columns) = (columns(&view)?, if sums { Columns::Same } else { columns(&out)? });
+        let rows: Vec<usize> = (0..rank - 1).collect();
+        let views = [(&view, x.elem), (&out, result.elem)];
+        let (sizes, mut operands) = joint(&views, &x.shape, &rows, &[x_columns, out_columns])?;
+        let last = operands.pop().ok_or("no result")?;
+        operands.extend(extra);
+        operands.push(last);
+        args.push(self.buffer(node.result)?);
+        let items = extent(product_of(&sizes)?);
+        let name = format!("{}_{}__c{c}", node.op.name().trim_start_matches("int."), x.elem.name());
+        let spec = Spec::Rows(Rows { sizes, c, operands, work });
+        self.step(Call { spec, name, args, items, grain: 1, macs: 0 })
+    }
+
+    /// The work, with the arguments and operands between x and the result.
+    fn work(&mut self, node: &Node, args: &mut Vec<vitc_runtime::Buffer>, extra: &mut Vec<Operand>) -> Lowered<Work> {
+        match node.op {
+            Op::IntExp { limit, multiplier, shift, table_bits } => {
+                let table = self.const_of(node.operands[1]).ok_or("the table is not constant")?.ints();
+                let composed = exp_table(&table, table_bits, (limit * multiplier) >> shift)?;
+                args.push(self.pool(&composed));
+                extra.push(Operand { elem: Elem::U8, offset: Lin::ZERO, rows: vec![], columns: Columns::Table });
+                Ok(Work::Exp { limit, multiplier, shift, entries: composed.len() })
+            }
+            Op::IntLayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point, .. } => {
+                self.channels(node, args, extra)?;
+                Ok(Work::LayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point })
+            }
+            Op::IntShiftLayerNorm { shift, zero_point, .. } => {
+                self.channels(node, args, extra)?;
+                Ok(Work::ShiftLayerNorm { shift, zero_point })
+            }
+            Op::IntReduceSum { .. } => Ok(Work::Sum),
+            Op::IntReciprocal { numerator } => Ok(Work::Reciprocal { numerator }),
+            Op::IntShiftmax { one, n, bits } => Ok(Work::Shiftmax { one, n, bits }),
+            Op::IntShiftGelu { x_zero, one, n, bits } => Ok(Work::ShiftGelu { x_zero, one, n, bits }),
+            ref op => Err(format!("`{}` has no row kernel", op.name()).into()),
+        }
+    }
+
+    /// Gamma and beta.
+    fn channels(&mut self, node: &Node, args: &mut Vec<vitc_runtime::Buffer>, extra: &mut Vec<Operand>) -> Lowered {
+        for &v in &node.operands[1..3] {
+            let (buffer, view) = self.operand(v)?;
+            let columns = Columns::of(&view.flat(0..view.dims.len()))?;
+            extra.push(Operand { elem: self.module.ty(v).elem, offset: view.offset, rows: vec![], columns });
+            args.push(buffer);
+        }
+        Ok(())
+    }
+
+    fn axis_sum(&mut self, node: &Node, axis: usize) -> Lowered {
+        let x = self.module.ty(node.operands[0]).clone();
+        let (buffer, view) = self.operand(node.operands[0])?;
+        let (len, stride) = match view.dims[axis][..] {
+            [] => (1, 0),
+            [f] => (f.size.size, f.stride.as_fixed().ok_or("an axis whose stride grows with the batch")?),
+            _ => return Err("a sum over a split dimension".into()),
+        };
+        let kept: Vec<usize> = (0..x.shape.rank()).filter(|&d| d != axis).collect();
+        let mut shape = x.shape.clone();
+        shape.0[axis] = 1.into();
+        let out = View::contiguous(&shape).ok_or("the batch would be squared")?;
+        let views = [(&view, x.elem), (&out, Elem::I32)];
+        let (sizes, operands) = joint(&views, &shape, &kept, &[Columns::Same; 2])?;
+        let [from, to] = <[Operand; 2]>::try_from(operands).map_err(|_| "two operands")?;
+        let args = vec![buffer, self.buffer(node.result)?];
+        let items = extent(product_of(&sizes)?);
+        let name = format!("reduce_sum_axis_{}__k{len}", x.elem.name());
+        let spec = Spec::AxisSum(AxisSum { sizes, x: from, out: to, axis: (len, stride) });
+        self.step(Call { spec, name, args, items, grain: 64, macs: 0 })
+    }
+}
