@@ -177,7 +177,7 @@ impl Program {
         let widths = self.widths()?;
         let mut regs: Vec<i64> = Vec::with_capacity(self.insts.len());
         for (i, (inst, width)) in self.insts.iter().zip(&widths).enumerate() {
-            let value = step(inst, &regs, &mut load, &mut table)
+            let value = step(inst, *width, &regs, &mut load, &mut table)
                 .filter(|v| *width == Width::W64 || i32::try_from(*v).is_ok())
                 .ok_or_else(|| format!("lane instruction {i} ({inst:?}) overflows"))?;
             regs.push(value);
@@ -194,6 +194,7 @@ fn check_shift(width: Width, amount: u32, least: u32) -> Result<Width, String> {
 
 fn step(
     inst: &Inst,
+    width: Width,
     regs: &[i64],
     load: &mut impl FnMut(u32) -> i64,
     table: &mut impl FnMut(u32, usize) -> i64,
@@ -206,9 +207,15 @@ fn step(
         Inst::Add(a, b) => r(a).checked_add(r(b))?,
         Inst::Sub(a, b) => r(a).checked_sub(r(b))?,
         Inst::Mul(a, b) | Inst::MulWide(a, b) => r(a).checked_mul(r(b))?,
-        Inst::Shl(a, s) => r(a).checked_mul(1i64.checked_shl(s)?)?,
+        Inst::Shl(a, s) => i64::try_from(i128::from(r(a)) << s).ok()?,
         Inst::Shr(a, s) => r(a) >> s,
-        Inst::RoundShr(a, s) => r(a).checked_add(1 << (s - 1))? >> s,
+        Inst::RoundShr(a, s) => {
+            let sum = r(a).checked_add(1 << (s - 1))?;
+            if width == Width::W32 && i32::try_from(sum).is_err() {
+                return None;
+            }
+            sum >> s
+        }
         Inst::Min(a, b) => r(a).min(r(b)),
         Inst::Max(a, b) => r(a).max(r(b)),
         Inst::SelectLess(a, b, c, d) => {
@@ -227,7 +234,7 @@ fn step(
             ((r(a) * r(b) + (1 << 14)) >> 15).min(i16::MAX.into())
         }
         Inst::Table { input, index, bias } => {
-            let i = usize::try_from(r(index) - bias).ok().filter(|i| *i < 256)?;
+            let i = usize::try_from(r(index).checked_sub(bias)?).ok().filter(|i| *i < 256)?;
             table(input, i)
         }
     })
