@@ -1,7 +1,5 @@
 //! What the kernel tests share: guarded buffers, a generator of numbers, and one-kernel programs.
 
-use std::collections::BTreeMap;
-
 use vitc_runtime::KernelFn;
 
 use crate::isa::{self, Tier};
@@ -73,6 +71,19 @@ impl Random {
         (self.0 >> 33) ^ (self.0 << 31) >> 17
     }
 
+    /// A number from `lo..=hi`; the ends are drawn often.
+    pub(crate) fn within(&mut self, lo: i64, hi: i64) -> i64 {
+        match self.next() % 16 {
+            0 => lo,
+            1 => hi,
+            _ => {
+                let span = (i128::from(hi) - i128::from(lo) + 1) as u128;
+                let wide = u128::from(self.next()) << 40 | u128::from(self.next());
+                (i128::from(lo) + (wide % span) as i128) as i64
+            }
+        }
+    }
+
     pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| (self.next() >> 5) as u8).collect()
     }
@@ -104,6 +115,3 @@ impl Single {
         unsafe { (self.run)(table.as_ptr(), begin as i64, end as i64, batch as i64, scratch.ptr()) };
     }
 }
-
-#[allow(dead_code)]
-pub(crate) type Named<T> = BTreeMap<String, T>;

@@ -1,0 +1,188 @@
+//! Products with constant and computed right sides, and convolutions.
+
+use super::*;
+
+fn matmul(m: &mut Module, a: ValueId, b: ValueId, zeros: (i64, i64), lane: LaneName, extras: &[ValueId], to: Elem) -> ValueId {
+    let operands: Vec<ValueId> = [a, b].into_iter().chain(extras.iter().copied()).collect();
+    node(m, Op::FusedMatMul { a_zero: zeros.0, b_zero: zeros.1, lane, to }, &operands)
+}
+
+fn identity(m: &mut Module) -> LaneName {
+    lane(m, &[(Elem::I32, Access::Element)], vec![Inst::Load(0)], Elem::I32)
+}
+
+#[test]
+fn constant_weights_of_every_sign_and_zero_point() {
+    let cases = [
+        (Elem::U8, 131, Elem::I8, 0),
+        (Elem::I8, 0, Elem::I8, 0),
+        (Elem::I8, -7, Elem::U8, 99),
+        (Elem::U8, 3, Elem::U8, 128),
+        (Elem::I16, 0, Elem::I8, 0),
+        (Elem::I16, -100, Elem::I8, 5),
+    ];
+    for (i, (a, az, b, bz)) in cases.into_iter().enumerate() {
+        for (rows, k, n) in [(1, 1, 1), (5, 7, 9), (7, 64, 24), (33, 130, 17)] {
+            let mut m = module();
+            let mut r = Random((i * 7 + k) as u64);
+            let x = input(&mut m, a, batched(&[rows, k]));
+            let (lo, hi) = full(b);
+            let w = random_constant(&mut m, &mut r, b, &[k, n], lo, hi);
+            let l = identity(&mut m);
+            let y = matmul(&mut m, x, w, (az, bz), l, &[], Elem::I32);
+            check(&mut m, y, 5, &[]);
+        }
+    }
+}
+
+#[test]
+fn epilogues_requantize_look_up_and_add() {
+    for to in [Elem::U8, Elem::I8, Elem::I16, Elem::I32] {
+        for shift in [20, 31, 32, 40] {
+            let mut m = module();
+            let mut r = Random(9);
+            let (k, n) = (37, 29);
+            let x = input(&mut m, Elem::U8, batched(&[11, k]));
+            let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+            let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], -(1 << 31), (1 << 31) - 1);
+            let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], to, shift);
+            let y = matmul(&mut m, x, w, (12, 0), l, &[scale], to);
+            check(&mut m, y, 6, &[]);
+        }
+    }
+}
+
+#[test]
+fn rows_residuals_and_tables() {
+    let mut m = module();
+    let mut r = Random(4);
+    let (k, n) = (20, 19);
+    let x = input(&mut m, Elem::U8, batched(&[13, k]));
+    let residual = input(&mut m, Elem::I16, batched(&[13, n]));
+    let row = input(&mut m, Elem::I32, batched(&[13, 1]));
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+    let table = random_constant(&mut m, &mut r, Elem::I8, &[256], -128, 127);
+    let insts = vec![
+        Inst::Load(0),
+        Inst::Load(2),
+        Inst::MulWide(0, 1),
+        Inst::RoundShr(2, 33),
+        Inst::Clamp(3, -128, 127),
+        Inst::Truncate(4),
+        Inst::Table { input: 3, index: 5, bias: -128 },
+        Inst::Load(1),
+        Inst::Add(6, 7),
+    ];
+    let inputs = [
+        (Elem::I32, Access::Element),
+        (Elem::I16, Access::Element),
+        (Elem::I32, Access::Row),
+        (Elem::I8, Access::Table),
+    ];
+    let l = lane(&mut m, &inputs, insts, Elem::I16);
+    let y = matmul(&mut m, x, w, (0, 0), l, &[residual, row, table], Elem::I16);
+    check(&mut m, y, 6, &[]);
+}
+
+#[test]
+fn fifteen_bit_requantize() {
+    let mut m = module();
+    let mut r = Random(4);
+    let (k, n) = (64, 24);
+    let x = input(&mut m, Elem::U8, batched(&[9, k]));
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+    let scale = random_constant(&mut m, &mut r, Elem::I16, &[n], -32768, 32767);
+    let insts = vec![
+        Inst::Load(0),
+        Inst::RoundShr(0, 4),
+        Inst::Clamp(1, -32768, 32767),
+        Inst::Load(1),
+        Inst::MulHigh15(2, 3),
+        Inst::Const(-11, Width::W32),
+        Inst::Add(4, 5),
+    ];
+    let l = lane(&mut m, &[(Elem::I32, Access::Element), (Elem::I16, Access::Channel)], insts, Elem::I8);
+    let y = matmul(&mut m, x, w, (0, 0), l, &[scale], Elem::I8);
+    check(&mut m, y, 6, &[]);
+}
+
+/// Attention over views: q, k, v split into heads, k transposed; the result joined again and multiplied.
+fn attention(a: Elem, tokens: usize, heads: usize, d: usize) {
+    let mut m = module();
+    let c = heads * d;
+    let q = input(&mut m, a, batched(&[tokens, c]));
+    let k = input(&mut m, Elem::I8, batched(&[tokens, c]));
+    let v = input(&mut m, Elem::I8, batched(&[tokens, c]));
+    let p = input(&mut m, a, batched(&[heads, tokens, tokens]));
+    let split = batched(&[tokens, heads, d]);
+    let head = |m: &mut Module, x, perm: &[usize]| {
+        let x = view(m, Op::Reshape { shape: split.clone() }, &[x]);
+        view(m, Op::Transpose { perm: perm.to_vec() }, &[x])
+    };
+    let (q, k, v) = (head(&mut m, q, &[0, 2, 1, 3]), head(&mut m, k, &[0, 2, 3, 1]), head(&mut m, v, &[0, 2, 1, 3]));
+    let l = identity(&mut m);
+    let scores = matmul(&mut m, q, k, (if a == Elem::U8 { 77 } else { 0 }, 0), l.clone(), &[], Elem::I32);
+    let values = matmul(&mut m, p, v, (0, 3), l, &[], Elem::I32);
+    m.output("scores", scores);
+    let narrow = lane(&mut m, &[(Elem::I32, Access::Element)], vec![Inst::Load(0), Inst::Shr(0, 9)], Elem::U8);
+    let values = node(&mut m, Op::FusedMap { shape: batched(&[heads, tokens, d]), lane: narrow, to: Elem::U8 }, &[values]);
+    let values = view(&mut m, Op::Transpose { perm: vec![0, 2, 1, 3] }, &[values]);
+    let values = view(&mut m, Op::Reshape { shape: batched(&[tokens, c]) }, &[values]);
+    let w = random_constant(&mut m, &mut Random(8), Elem::I8, &[c, 10], -128, 127);
+    let l = identity(&mut m);
+    let y = matmul(&mut m, values, w, (100, 0), l, &[], Elem::I32);
+    let small = if a == Elem::I16 { (-2000, 2000) } else { full(a) };
+    check(&mut m, y, 3, &[small, full(Elem::I8), full(Elem::I8), small]);
+}
+
+#[test]
+fn attention_over_views() {
+    attention(Elem::U8, 9, 3, 8);
+    attention(Elem::U8, 17, 2, 16);
+    attention(Elem::U8, 5, 3, 6);
+    attention(Elem::I8, 13, 1, 7);
+    attention(Elem::I16, 11, 2, 12);
+    attention(Elem::U8, 1, 2, 4);
+}
+
+struct Window {
+    c: usize,
+    o: usize,
+    size: usize,
+    k: usize,
+    strides: [usize; 2],
+    pads: [usize; 4],
+    dilations: [usize; 2],
+    groups: usize,
+}
+
+fn conv(w: &Window) {
+    let mut m = module();
+    let mut r = Random(11);
+    let x = input(&mut m, Elem::U8, batched(&[w.c, w.size, w.size + 3]));
+    let dims = [w.o, w.c / w.groups, w.k, w.k];
+    let weights = random_constant(&mut m, &mut r, Elem::I8, &dims, -128, 127);
+    let scale = random_constant(&mut m, &mut r, Elem::I32, &[w.o], 1 << 28, (1 << 31) - 1);
+    let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 31);
+    let op = Op::FusedConv2d {
+        strides: w.strides,
+        pads: w.pads,
+        dilations: w.dilations,
+        groups: w.groups,
+        x_zero: 114,
+        lane: l,
+        to: Elem::I16,
+    };
+    let y = node(&mut m, op, &[x, weights, scale]);
+    check(&mut m, y, 2, &[]);
+}
+
+#[test]
+fn convolutions() {
+    let plain = Window { c: 3, o: 10, size: 12, k: 4, strides: [4, 4], pads: [0; 4], dilations: [1, 1], groups: 1 };
+    conv(&plain);
+    conv(&Window { k: 3, strides: [1, 2], dilations: [2, 1], ..plain });
+    conv(&Window { k: 3, strides: [2, 1], pads: [1, 2, 0, 1], ..plain });
+    conv(&Window { c: 6, o: 6, k: 3, strides: [1, 1], pads: [1; 4], groups: 6, ..plain });
+    conv(&Window { c: 4, o: 6, k: 2, strides: [1, 1], groups: 2, ..plain });
+}

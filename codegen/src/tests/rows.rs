@@ -1,0 +1,133 @@
+//! Row ops and elementwise ops.
+
+use super::*;
+
+const SIZES: [usize; 7] = [1, 2, 7, 8, 9, 33, 197];
+
+fn exp_table_of(f: u32, bits: u32) -> Vec<i64> {
+    (0..1 << f).map(|i| (255.0 * 2f64.powi(bits as i32) * 2f64.powf(-(i as f64) / f64::from(1 << f))).round() as i64).collect()
+}
+
+#[test]
+fn exponentials() {
+    for c in SIZES {
+        for elem in [Elem::I32, Elem::I16, Elem::I8] {
+            let mut m = module();
+            let x = input(&mut m, elem, batched(&[3, c]));
+            let t = constant(&mut m, Elem::I32, &[32], &exp_table_of(5, 20));
+            let op = Op::IntExp { limit: 30000, multiplier: 70000, shift: 12, table_bits: 20 };
+            let y = node(&mut m, op, &[x, t]);
+            check(&mut m, y, 1, &[]);
+        }
+    }
+}
+
+#[test]
+fn sums_over_every_axis() {
+    for elem in [Elem::U8, Elem::I8, Elem::I16] {
+        for axis in [1, 2, 3] {
+            let mut m = module();
+            let x = input(&mut m, elem, batched(&[5, 4, 19]));
+            let y = node(&mut m, Op::IntReduceSum { axis, keep: axis == 3 }, &[x]);
+            check(&mut m, y, 1, &[]);
+        }
+    }
+}
+
+#[test]
+fn reciprocals() {
+    let mut m = module();
+    let x = input(&mut m, Elem::I32, batched(&[5, 1]));
+    let y = node(&mut m, Op::IntReciprocal { numerator: 1 << 30 }, &[x]);
+    check(&mut m, y, 1, &[(1, i32::MAX.into())]);
+}
+
+#[test]
+fn layernorms() {
+    for c in [1usize, 8, 33, 192] {
+        for (elem, range) in [(Elem::I16, (-32768, 32767)), (Elem::I16, (-3, 3)), (Elem::U8, (0, 255))] {
+            let mut m = module();
+            let mut r = Random(c as u64);
+            let x = input(&mut m, elem, batched(&[6, c]));
+            let gamma = random_constant(&mut m, &mut r, Elem::I32, &[c], -2000, 2000);
+            let beta = random_constant(&mut m, &mut r, Elem::I32, &[c], -500_000, 500_000);
+            let guard = (c as f64).sqrt().log2().ceil() as u32 + 1;
+            let op = Op::IntLayerNorm {
+                epsilon: 17,
+                guard,
+                norm_bits: 9,
+                recip_bits: 12,
+                shift: 12,
+                zero_point: 121,
+                to: Elem::U8,
+            };
+            let y = node(&mut m, op, &[x, gamma, beta]);
+            check(&mut m, y, 1, &[range]);
+        }
+    }
+}
+
+#[test]
+fn shift_forms() {
+    for c in [3usize, 8, 21] {
+        let mut m = module();
+        let mut r = Random(c as u64);
+        let x = input(&mut m, Elem::I16, batched(&[6, c]));
+        let gamma = random_constant(&mut m, &mut r, Elem::I32, &[c], -2000, 2000);
+        let beta = random_constant(&mut m, &mut r, Elem::I64, &[c], -(1 << 40), 1 << 40);
+        let op = Op::IntShiftLayerNorm { shift: 33, zero_point: -3, to: Elem::I8 };
+        let y = node(&mut m, op, &[x, gamma, beta]);
+        check(&mut m, y, 1, &[]);
+
+        for elem in [Elem::I8, Elem::I16, Elem::I32] {
+            let mut m = module();
+            let x = input(&mut m, elem, batched(&[6, c]));
+            let y = node(&mut m, Op::IntShiftmax { one: 9, n: 15, bits: 16 }, &[x]);
+            check(&mut m, y, 1, &[]);
+        }
+
+        let mut m = module();
+        let x = input(&mut m, Elem::U8, batched(&[6, c]));
+        let y = node(&mut m, Op::IntShiftGelu { x_zero: 90, one: 11, n: 20, bits: 8 }, &[x]);
+        check(&mut m, y, 1, &[]);
+    }
+}
+
+#[test]
+fn standalone_integer_ops() {
+    for (x_elem, to) in [(Elem::I32, Elem::U8), (Elem::I16, Elem::I16), (Elem::U8, Elem::I8), (Elem::I32, Elem::I32)] {
+        for axis in [1, 2] {
+            let mut m = module();
+            let mut r = Random(1);
+            let x = input(&mut m, x_elem, batched(&[5, 11]));
+            let s = random_constant(&mut m, &mut r, Elem::I32, &[[5, 11][axis - 1]], -(1 << 31), (1 << 31) - 1);
+            let op = Op::IntRequant { axis, x_zero: if axis == 1 { 0 } else { 5 }, shift: 36, zero_point: 3, to };
+            let y = node(&mut m, op, &[x, s]);
+            check(&mut m, y, 2, &[]);
+        }
+    }
+    let mut m = module();
+    let mut r = Random(1);
+    let x = input(&mut m, Elem::I32, batched(&[5, 11]));
+    let s = random_constant(&mut m, &mut r, Elem::I16, &[11], -32768, 32767);
+    let y = node(&mut m, Op::IntRequant15 { axis: 2, pre_shift: 5, zero_point: -3, to: Elem::I16 }, &[x, s]);
+    let z = input(&mut m, Elem::I16, shape(&[5, 1]));
+    let y = node(&mut m, Op::IntAdd { to: Elem::I16 }, &[y, z]);
+    let y = node(&mut m, Op::IntMul { a_zero: 4, b_zero: -9 }, &[y, z]);
+    check(&mut m, y, 2, &[(-(1 << 31), (1 << 31) - 17), (-30000, 30000)]);
+}
+
+#[test]
+fn clamps_tables_and_rows() {
+    let mut m = module();
+    let mut r = Random(1);
+    let x = input(&mut m, Elem::I8, batched(&[5, 11]));
+    let t = random_constant(&mut m, &mut r, Elem::I16, &[256], -32768, 32767);
+    let y = node(&mut m, Op::IntClamp { lo: -100, hi: 90 }, &[x]);
+    let y = node(&mut m, Op::IntTable {}, &[y, t]);
+    m.output("table", y);
+    let a = input(&mut m, Elem::I32, batched(&[5, 11]));
+    let s = input(&mut m, Elem::I32, batched(&[5, 1]));
+    let y = node(&mut m, Op::IntRequantRows { shift: 40, zero_point: 9, to: Elem::U8 }, &[a, s]);
+    check(&mut m, y, 2, &[]);
+}
