@@ -174,10 +174,7 @@ impl Insert<'_> {
             None => operands.push(self.operand(n, 0)?),
         }
         let found = weights.quantize(self.input_scale(n, image.is_some())?);
-        let bias = match image {
-            Some(image) => Some(weights.bias_without_mean(image, &found)),
-            None => None,
-        };
+        let bias = image.map(|image| weights.bias_without_mean(image, &found));
         let quant = Quant::per_axis(found.scales.iter().copied(), axis, 0);
         let ty = TensorType::new(Elem::I8, weights.ty.shape.clone()).with_quant(quant);
         let v = self.to.constant(Const::new(weights.name.clone(), ty, &found.ints));
