@@ -64,8 +64,8 @@ pub(crate) fn dims(target: &[Linear]) -> Fallible<Vec<Dim>> {
 
 /// The target with its `-1` replaced so that the element counts agree.
 fn fill(entries: &[Entry], from: &Shape) -> Option<Shape> {
-    let given = entries.iter().filter_map(|e| if let Entry::Is(d) = e { Some(*d) } else { None });
-    let given = given.fold(Some(Dim::fixed(1)), |acc, d| acc?.times(d))?;
+    let mut given = entries.iter().filter_map(|e| if let Entry::Is(d) = e { Some(*d) } else { None });
+    let given = given.try_fold(Dim::fixed(1), |acc, d| acc.times(d))?;
     let total = from.count()?;
     let rest = match entries.iter().filter(|e| **e == Entry::Rest).count() {
         0 => (given == total).then_some(Dim::fixed(1)),
@@ -78,7 +78,7 @@ fn fill(entries: &[Entry], from: &Shape) -> Option<Shape> {
 /// Puts the batch into a shape for one image: into the outermost dimension at which as many elements lie further in as
 /// behind the batch in `from`. Then each image's elements are reshaped as they were.
 fn place_batch(from: &Shape, mut shape: Shape) -> Fallible<Shape> {
-    let behind = |dims: &[Dim]| dims.iter().fold(Some(1usize), |acc, d| acc?.checked_mul(d.size));
+    let behind = |dims: &[Dim]| dims.iter().try_fold(1usize, |acc, d| acc.checked_mul(d.size));
     let at = from.0.iter().position(|d| d.batch).and_then(|p| from.0.get(p..)).and_then(behind);
     let place = (0..shape.rank()).find(|&i| at.is_some() && shape.0.get(i..).and_then(behind) == at);
     match place.and_then(|p| shape.0.get_mut(p)) {

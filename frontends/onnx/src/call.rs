@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vitc_ir::{Op, Shape, ValueId};
 
-use crate::import::{Importer, Slot};
+use crate::import::{Importer, Slot, listed, shorten};
 use crate::known::{Kind, Known, Linear};
 use crate::problem::{Fallible, invalid, unsupported};
 use crate::proto::{self, kind};
@@ -20,11 +20,13 @@ pub(crate) struct Call<'i, 'a> {
     /// What was computed for each output; filled by the handler.
     pub(crate) outputs: Vec<Option<Slot<'a>>>,
     loc: Arc<str>,
+    /// Known elements of all operands, once counted.
+    operand_elements: Option<usize>,
 }
 
 impl<'i, 'a> Call<'i, 'a> {
     pub(crate) fn new(importer: &'i mut Importer<'a>, node: &'a proto::Node, loc: Arc<str>) -> Call<'i, 'a> {
-        Call { importer, node, outputs: Vec::new(), loc }
+        Call { importer, node, outputs: Vec::new(), loc, operand_elements: None }
     }
 
     // ---- operands
@@ -132,7 +134,7 @@ impl<'i, 'a> Call<'i, 'a> {
     pub(crate) fn counts(&self, name: &str) -> Fallible<Option<Vec<usize>>> {
         let Some(list) = self.ints(name)? else { return Ok(None) };
         let counts: Option<Vec<usize>> = list.iter().map(|&v| usize::try_from(v).ok()).collect();
-        counts.map(Some).ok_or_else(|| unsupported(format!("negative numbers in `{name}`: {list:?}")))
+        counts.map(Some).ok_or_else(|| unsupported(format!("negative numbers in `{name}`: {}", listed(list))))
     }
 
     /// A float attribute or its default.
@@ -214,12 +216,20 @@ impl<'i, 'a> Call<'i, 'a> {
 
     /// Accounts for a known result of `count` elements, before it is made.
     pub(crate) fn room(&mut self, count: usize) -> Fallible<()> {
+        let operands = match self.operand_elements {
+            Some(elements) => elements,
+            None => self.count_operands(),
+        };
+        self.operand_elements = Some(operands);
+        self.importer.grow(count, operands)
+    }
+
+    fn count_operands(&self) -> usize {
         let known = |name: &String| {
             let slot = self.importer.slots.get(name.as_str())?;
             slot.known.as_ref().map(|k| k.data.len())
         };
-        let operands = self.node.input.iter().filter_map(known).fold(0usize, usize::saturating_add);
-        self.importer.grow(count, operands)
+        self.node.input.iter().filter_map(known).fold(0usize, usize::saturating_add)
     }
 
     /// The next output is this slot.
@@ -251,10 +261,10 @@ impl<'i, 'a> Call<'i, 'a> {
         Ok(())
     }
 
-    /// An error when an output beyond the first `most` is used.
+    /// An error when an output beyond the first `most` has users.
     pub(crate) fn only_outputs(&self, most: usize) -> Fallible<()> {
-        match self.node.output.iter().skip(most).find(|o| !o.is_empty()) {
-            Some(name) => Err(unsupported(format!("the additional output `{name}` is not supported"))),
+        match self.node.output.iter().skip(most).find(|o| self.importer.used.contains(o.as_str())) {
+            Some(name) => Err(unsupported(format!("the additional output `{}` is not supported", shorten(name)))),
             None => Ok(()),
         }
     }

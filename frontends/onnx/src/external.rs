@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use crate::import::shorten;
 use crate::limits::Limits;
 use crate::problem::{Fallible, invalid};
 use crate::proto;
@@ -40,15 +41,17 @@ impl External {
             return Err(refused(why));
         }
         let file = self.file(location).map_err(|e| {
-            refused(format!("{location:?}: {e}")).help("keep external data as plain files beside the model")
+            refused(format!("{:?}: {e}", shorten(location))).help("keep external data as plain files beside the model")
         })?;
         let start = usize::try_from(offset).ok();
         let range = start.and_then(|start| Some((start, start.checked_add(len)?)));
         match range {
             Some((start, end)) if end <= file.len() => Ok(file.slice(start..end)),
-            _ => {
-                Err(refused(format!("{len} bytes from offset {offset} of {location:?} leave its {} bytes", file.len())))
-            }
+            _ => Err(refused(format!(
+                "{len} bytes from offset {offset} of {:?} leave its {} bytes",
+                shorten(location),
+                file.len()
+            ))),
         }
     }
 
@@ -80,7 +83,7 @@ fn number(text: Option<&str>, what: &str) -> Result<Option<u64>, String> {
     let Some(text) = text else { return Ok(None) };
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let value = digits.then(|| text.parse().ok()).flatten();
-    value.map(Some).ok_or_else(|| format!("the {what} {text:?} is not an unsigned number"))
+    value.map(Some).ok_or_else(|| format!("the {what} {:?} is not an unsigned number", shorten(text)))
 }
 
 /// The components of a relative location, or why it is refused. The same rules on every system, so that a model is either

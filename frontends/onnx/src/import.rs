@@ -76,6 +76,8 @@ pub(crate) struct Importer<'a> {
     /// A model of fixed batch 1 is being given the batch N.
     pub(crate) rebatch: bool,
     pub(crate) slots: HashMap<&'a str, Slot<'a>>,
+    /// Names that a node or the graph's outputs use.
+    pub(crate) used: HashSet<&'a str>,
     external: External,
     names: HashSet<String>,
     number: usize,
@@ -98,11 +100,12 @@ pub(crate) fn import(
     };
     let opset = check_header(model, &mut problems);
     let mut importer = Importer {
-        module: Module::new(if graph.name.is_empty() { "model" } else { &graph.name }, Stage::Import),
+        module: Module::new(module_name(graph), Stage::Import),
         opset,
         limits: &options.limits,
         rebatch,
         slots: HashMap::new(),
+        used: used_names(graph),
         external: External::new(base, &options.limits, options.read_into_memory),
         names: HashSet::new(),
         number: 0,
@@ -115,6 +118,9 @@ pub(crate) fn import(
     importer.declare_inputs(graph);
     importer.walk(graph);
     importer.declare_outputs(graph);
+    if importer.problems.is_empty() && importer.module.outputs.len() != graph.output.len() {
+        importer.problems.add(unsupported("an output could not be computed"), "the file", "");
+    }
     if importer.problems.is_empty() { Ok(importer.module) } else { Err(importer.problems.finish()) }
 }
 
@@ -126,6 +132,17 @@ pub(crate) fn has_one_image(model: &proto::Model) -> bool {
     let (Some(image), None) = (inputs.next(), inputs.next()) else { return false };
     let shape = image.ty.as_ref().and_then(|t| t.tensor.as_ref()).and_then(|t| t.shape.as_ref());
     shape.and_then(|s| s.dim.first()).is_some_and(|d| d.value == Some(1))
+}
+
+fn used_names(graph: &proto::Graph) -> HashSet<&str> {
+    let operands = graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str));
+    operands.chain(graph.output.iter().map(|o| o.name.as_str())).filter(|n| !n.is_empty()).collect()
+}
+
+/// The graph's name without what a text cannot show.
+fn module_name(graph: &proto::Graph) -> String {
+    let name: String = graph.name.chars().filter(|c| !c.is_control()).take(200).collect();
+    if name.is_empty() { "model".into() } else { name }
 }
 
 /// Checks what does not depend on nodes; returns the opset of the default domain.
@@ -140,7 +157,8 @@ pub(crate) fn check_header(model: &proto::Model, problems: &mut Problems) -> i64
         problems.add(problem.help("export with opset_version=17 (TorchScript) or 18 (dynamo)"), "the file", "");
     }
     if let Some(function) = model.functions.first() {
-        let what = format!("{} model-local functions, the first is `{}`", model.functions.len(), function.name);
+        let what =
+            format!("{} model-local functions, the first is `{}`", model.functions.len(), shorten(&function.name));
         let help = "inline them when exporting (torch: optimize=True; onnx.inliner.inline_local_functions)";
         problems.add(unsupported(what).help(help), "the file", "");
     }
@@ -173,7 +191,7 @@ impl<'a> Importer<'a> {
         }
         for tensor in &graph.initializer {
             let slot = Slot { tensor: Some(tensor), ..Slot::default() };
-            let place = format!("initializer {}", tensor.name);
+            let place = format!("initializer {}", shorten(&tensor.name));
             match tensor::dims(tensor, self.limits) {
                 Ok(_) => self.define(&tensor.name, slot, &place),
                 Err(problem) => {
@@ -192,7 +210,7 @@ impl<'a> Importer<'a> {
             self.problems.add(problem.code("limit"), "the file", "");
         }
         if self.slots.insert(name, slot).is_some() {
-            self.problems.add(invalid(format!("`{name}` is defined twice")), place, "");
+            self.problems.add(invalid(format!("`{}` is defined twice", shorten(name))), place, "");
         }
     }
 
@@ -203,7 +221,7 @@ impl<'a> Importer<'a> {
             self.problems.add(invalid("the graph has no input"), "the file", "");
         }
         for input in inputs {
-            let place = format!("input {}", input.name);
+            let place = format!("input {}", shorten(&input.name));
             let slot = match self.input_type(input) {
                 Ok(ty) => Slot { value: Some(self.module.input(input.name.clone(), ty)), ..Slot::default() },
                 Err(problem) => {
@@ -241,7 +259,7 @@ impl<'a> Importer<'a> {
             (_, Some(size)) if size < -1 => Err(invalid(format!("dimension {axis} is {size}"))),
             (0, _) => Ok(Dim::N),
             (axis, _) => {
-                let name = dim.param.as_deref().unwrap_or("unnamed");
+                let name = shorten(dim.param.as_deref().unwrap_or("unnamed"));
                 let problem =
                     unsupported(format!("dimension {axis} is dynamic ({name}); only the batch, dimension 0, may be"));
                 Err(problem.help("export with a fixed image size"))
@@ -275,9 +293,16 @@ impl<'a> Importer<'a> {
     }
 
     fn step(&mut self, node: &'a proto::Node, index: usize) {
-        let place = node_name(node, index);
+        let mut place = node_name(node, index);
+        let too_long = node.op_type.len().max(place.len()) > self.limits.name_bytes;
+        if too_long {
+            place = shorten(&place);
+            let message = format!("a name is longer than {} bytes", self.limits.name_bytes);
+            self.problems.add(invalid(message).code("limit"), &place, "");
+        }
         let mut outputs = Vec::new();
         match self.run(node, &place) {
+            _ if too_long => {}
             Ok(slots) => outputs = slots,
             Err(Some(problem)) => {
                 let what = format!("{} (opset {}){}", node.op_type, self.opset, self.operands(node));
@@ -296,10 +321,6 @@ impl<'a> Importer<'a> {
 
     /// Runs the handler of a node; `Err(None)` when an operand is unknown because of an earlier problem.
     fn run(&mut self, node: &'a proto::Node, place: &str) -> Result<Vec<Option<Slot<'a>>>, Option<Problem>> {
-        if node.op_type.len().max(place.len()) > self.limits.name_bytes {
-            let message = format!("a name is longer than {} bytes", self.limits.name_bytes);
-            return Err(Some(invalid(message).code("limit")));
-        }
         let handler = ops::handler(&node.domain, &node.op_type).map_err(Some)?;
         for name in node.input.iter().filter(|n| !n.is_empty()) {
             match self.slots.get(name.as_str()) {
@@ -341,7 +362,7 @@ impl<'a> Importer<'a> {
             self.problems.add(invalid("the graph has no output"), "the file", "");
         }
         for output in &graph.output {
-            let place = format!("output {}", output.name);
+            let place = format!("output {}", shorten(&output.name));
             match self.slots.get(output.name.as_str()) {
                 Some(slot) if slot.unknown => {}
                 Some(_) => {
@@ -387,6 +408,9 @@ impl<'a> Importer<'a> {
             return Ok(value);
         }
         let (dims, count) = tensor::dims(tensor, self.limits)?;
+        if count == 0 {
+            return Err(unsupported(format!("`{}` is empty", shorten(name))));
+        }
         let bytes = tensor::float_bytes(tensor, count, &mut self.external)
             .map_err(|p| Problem { message: format!("`{}`: {}", shorten(name), p.message), ..p })?;
         let own = if tensor.name.is_empty() { name } else { &tensor.name };
@@ -401,6 +425,9 @@ impl<'a> Importer<'a> {
             let what = if known.kind.is_float() { "a float64 tensor" } else { "an integer tensor" };
             let message = format!("{what} (`{}`) where float32 data is needed", shorten(name));
             return Err(unsupported(message).help("integers are supported in shape arithmetic only"));
+        }
+        if known.data.is_empty() {
+            return Err(unsupported(format!("`{}` is empty", shorten(name))));
         }
         let bytes: Vec<u8> = known.numbers()?.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect();
         Ok(self.constant(name, Shape::fixed(&known.dims), bytes.into()))
@@ -494,6 +521,9 @@ impl<'a> Importer<'a> {
         let wrong = |e: String| if e.contains("batch") { unsupported(e) } else { invalid(e) };
         let ty = op.infer(&types).map_err(wrong)?;
         self.check_shape(&ty.shape)?;
+        if ty.shape.count().is_some_and(|c| c.size == 0) {
+            return Err(unsupported("the result is empty"));
+        }
         Ok(self.module.push_typed(op, operands, ty, Some(loc.clone())))
     }
 }
@@ -504,6 +534,12 @@ pub(crate) fn shorten(name: &str) -> String {
         Some((at, _)) => format!("{}...", name.get(..at).unwrap_or_default()),
         None => name.to_string(),
     }
+}
+
+/// A list cut to what a message can carry.
+pub(crate) fn listed(list: &[impl std::fmt::Debug]) -> String {
+    let (shown, more) = list.split_at_checked(16).map_or((list, ""), |(shown, _)| (shown, " ..."));
+    format!("{shown:?}{more}")
 }
 
 /// `1, 3, 224` rather than `1x3x224x`.

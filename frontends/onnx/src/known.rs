@@ -100,16 +100,14 @@ impl Linear {
         (self.batch % by == 0.0).then(|| (self.constant - by * (self.constant / by).floor()).into())
     }
 
-    /// Ordering, when it is the same for every batch.
-    pub(crate) fn compare(self, o: Linear) -> Option<std::cmp::Ordering> {
+    /// Whether this is at least the other, when that is the same for every batch.
+    pub(crate) fn at_least(self, o: Linear) -> Option<bool> {
         let Linear { batch, constant } = self.sub(o);
-        if batch == 0.0 {
-            return self.constant.partial_cmp(&o.constant);
-        }
         let at_one = batch + constant;
-        match batch > 0.0 {
-            true if at_one > 0.0 => Some(std::cmp::Ordering::Greater),
-            false if at_one < 0.0 => Some(std::cmp::Ordering::Less),
+        match batch {
+            0.0 => self.constant.partial_cmp(&o.constant).map(std::cmp::Ordering::is_ge),
+            _ if batch > 0.0 && at_one >= 0.0 => Some(true),
+            _ if batch < 0.0 && at_one < 0.0 => Some(false),
             _ => None,
         }
     }
@@ -281,11 +279,12 @@ mod tests {
 
     #[test]
     fn comparisons_hold_for_every_batch_or_are_refused() {
-        use std::cmp::Ordering::*;
-        assert_eq!(n(1.0, 0.0).compare((-1.0).into()), Some(Greater));
-        assert_eq!(n(1.0, 0.0).compare(1.0.into()), None);
-        assert_eq!(n(-1.0, 0.0).compare(0.0.into()), Some(Less));
-        assert_eq!(n(2.0, 1.0).compare(n(2.0, 1.0)), Some(Equal));
+        assert_eq!(n(1.0, 0.0).at_least((-1.0).into()), Some(true));
+        assert_eq!(n(1.0, 0.0).at_least(1.0.into()), Some(true));
+        assert_eq!(Linear::from(1.0).at_least(n(1.0, 0.0)), None);
+        assert_eq!(n(-1.0, 0.0).at_least(0.0.into()), Some(false));
+        assert_eq!(n(2.0, 1.0).at_least(n(2.0, 1.0)), Some(true));
+        assert_eq!(n(1.0, 0.0).at_least(2.0.into()), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::external::External;
+use crate::import::listed;
 use crate::known::{Kind, Known};
 use crate::limits::Limits;
 use crate::problem::{Fallible, invalid, unsupported};
@@ -14,7 +15,7 @@ pub(crate) fn dims(tensor: &proto::Tensor, limits: &Limits) -> Fallible<(Vec<usi
         return Err(invalid(format!("{} dimensions, more than the limit of {}", tensor.dims.len(), limits.rank)));
     }
     let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
-    let dims = dims.ok_or_else(|| invalid(format!("a negative dimension in {:?}", tensor.dims)))?;
+    let dims = dims.ok_or_else(|| invalid(format!("a negative dimension in {}", listed(&tensor.dims))))?;
     let count = crate::known::count(&dims).filter(|&c| c <= limits.elements);
     let count = count.ok_or_else(|| {
         invalid(format!("{dims:?} has more elements than the limit of {}", limits.elements)).code("limit")

@@ -5,6 +5,7 @@ use vitc_ir::{Op, Real, ValueId};
 
 use super::Table;
 use crate::call::{Call, SMALL};
+use crate::import::shorten;
 use crate::known::{Known, Linear};
 use crate::problem::{Fallible, unsupported};
 
@@ -67,7 +68,7 @@ fn gelu(call: &mut Call<'_, '_>) -> Fallible<()> {
     let form = match call.word_or("approximate", "none")? {
         "none" => GeluForm::Erf,
         "tanh" => GeluForm::Tanh,
-        other => return Err(unsupported(format!("approximate={other:?}"))),
+        other => return Err(unsupported(format!("approximate={:?}", shorten(other)))),
     };
     float(call, Op::Gelu { form })
 }

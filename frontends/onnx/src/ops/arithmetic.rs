@@ -26,9 +26,10 @@ fn divide(kind: Kind, a: Linear, b: Linear) -> Option<Linear> {
     if kind.is_float() { a.div(b) } else { a.div_int(b) }
 }
 
-fn pick(a: Linear, b: Linear, larger: bool) -> Option<Linear> {
-    let order = a.compare(b)?;
-    Some(if order.is_ge() == larger { a } else { b })
+/// The larger or the smaller, when it is the same one for every batch.
+pub(super) fn pick(a: Linear, b: Linear, larger: bool) -> Option<Linear> {
+    let first_is_larger = a.at_least(b).or_else(|| b.at_least(a).map(|v| !v))?;
+    Some(if first_is_larger == larger { a } else { b })
 }
 
 /// Both operands' content, when both are known and the result should be evaluated: it is not a float tensor, or small.

@@ -2,6 +2,7 @@
 
 use super::Table;
 use crate::call::Call;
+use crate::import::shorten;
 use crate::known::{Kind, Known, Linear};
 use crate::problem::{Fallible, invalid, unsupported};
 use crate::proto::{dtype, kind};
@@ -37,7 +38,7 @@ fn constant(call: &mut Call<'_, '_>) -> Fallible<()> {
             call.room(attribute.ints.len())?;
             Known::vector(Kind::Int, attribute.ints.iter().map(|&v| (v as f64).into()).collect())
         }
-        (name, _) => return Err(unsupported(format!("a constant given as `{name}` is not supported"))),
+        (name, _) => return Err(unsupported(format!("a constant given as `{}` is not supported", shorten(name)))),
     };
     call.give_known(known);
     Ok(())
@@ -49,6 +50,9 @@ fn identity(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 fn dropout(call: &mut Call<'_, '_>) -> Fallible<()> {
     call.only_outputs(1)?;
+    if call.name(2).is_some() && call.content(2, "training_mode")?.data.iter().any(|v| v.fixed() != Some(0.0)) {
+        return Err(unsupported("training_mode").help("export the model in evaluation mode (model.eval())"));
+    }
     call.give_operand(0)
 }
 

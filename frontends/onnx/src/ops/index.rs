@@ -205,8 +205,14 @@ fn gather_known(
     let (outer, rest) = x.dims.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
     let (size, inner) = rest.split_first().ok_or_else(|| invalid("axis"))?;
     let dims: Vec<usize> = outer.iter().chain(index_dims).chain(inner).copied().collect();
+    call.importer.check_shape(&Shape::fixed(&dims))?;
     let too_many = || invalid("too many elements");
-    call.room(count(&dims).ok_or_else(too_many)?)?;
+    let total = count(&dims).ok_or_else(too_many)?;
+    call.room(total)?;
+    if total == 0 {
+        // The other dimensions may be huge.
+        return Ok(Known { kind: x.kind, dims, data: Vec::new() });
+    }
     let (runs, run) = (count(outer).ok_or_else(too_many)?, count(inner).ok_or_else(too_many)?);
     let flat = (0..runs).flat_map(|o| positions.iter().map(move |p| (o * size + p) * run));
     let data = pick(x, flat.flat_map(|start| start..start + run))?;

@@ -5,6 +5,7 @@ use vitc_ir::{Dim, Op, Real, Shape, ValueId};
 use super::{Table, index};
 use crate::batch;
 use crate::call::{Call, SMALL, resolve_axis};
+use crate::import::shorten;
 use crate::known::{Kind, Known, Linear, broadcast_strides, count, pick, strides, walk};
 use crate::problem::{Fallible, invalid, unsupported};
 
@@ -209,7 +210,8 @@ fn join(call: &mut Call<'_, '_>, parts: &[std::rc::Rc<Known>], axis: usize) -> F
     call.room(parts.iter().map(|p| p.data.len()).sum())?;
     let outer = outer_of(first).and_then(|d| count(&d)).ok_or_else(misfit)?;
     let mut data = Vec::new();
-    for i in 0..outer {
+    let empty = parts.iter().all(|p| p.data.is_empty());
+    for i in 0..if empty { 0 } else { outer } {
         for part in parts {
             let run = part.data.len() / outer;
             data.extend_from_slice(part.data.get(i * run..(i + 1) * run).ok_or_else(misfit)?);
@@ -224,13 +226,13 @@ fn join(call: &mut Call<'_, '_>, parts: &[std::rc::Rc<Known>], axis: usize) -> F
 /// Repeats operands made for one image where the others have the batch.
 fn give_batch(call: &mut Call<'_, '_>, values: &mut [ValueId], axis: usize) -> Fallible<()> {
     let shapes: Vec<Shape> = values.iter().map(|&v| call.shape_of(v)).collect();
+    let rank = shapes.iter().map(Shape::rank).max().unwrap_or(0);
+    let batched = |i| i != axis && shapes.iter().any(|s| s.0.get(i) == Some(&Dim::N));
+    let batched: Vec<bool> = (0..rank).map(batched).collect();
     for (value, own) in values.iter_mut().zip(&shapes) {
         let mut shape = own.clone();
-        for (i, dim) in shape.0.iter_mut().enumerate().filter(|(i, _)| *i != axis) {
-            let batched = shapes.iter().filter_map(|s| s.0.get(i)).any(|&d| d == Dim::N);
-            if batched && *dim == Dim::fixed(1) {
-                *dim = Dim::N;
-            }
+        for (dim, _) in shape.0.iter_mut().zip(&batched).filter(|(d, b)| **b && **d == Dim::fixed(1)) {
+            *dim = Dim::N;
         }
         if shape != *own {
             *value = call.push(Op::Expand { shape }, &[*value])?;
@@ -286,7 +288,7 @@ fn pad(call: &mut Call<'_, '_>) -> Fallible<()> {
     }
     let mode = call.word_or("mode", "constant")?;
     if mode != "constant" {
-        return Err(unsupported(format!("mode={mode:?}; only constant padding is supported")));
+        return Err(unsupported(format!("mode={:?}; only constant padding is supported", shorten(mode))));
     }
     let value = match call.name(2) {
         Some(_) => call.content(2, "the padding value")?.single().and_then(Linear::fixed),
@@ -353,7 +355,7 @@ fn depth_to_space(call: &mut Call<'_, '_>) -> Fallible<()> {
     match call.word_or("mode", "DCR")? {
         "DCR" => rearranged(call, fixed(&[b, b, inner, h, w]), vec![0, 3, 4, 1, 5, 2], joined),
         "CRD" => rearranged(call, fixed(&[inner, b, b, h, w]), vec![0, 1, 4, 2, 5, 3], joined),
-        other => Err(invalid(format!("mode={other:?}"))),
+        other => Err(invalid(format!("mode={:?}", shorten(other)))),
     }
 }
 
@@ -361,5 +363,10 @@ fn space_to_depth(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (n, [c, h, w], b) = blocks(call)?;
     let fixed = |list: &[usize]| std::iter::once(n).chain(list.iter().map(|&d| Dim::fixed(d))).collect::<Vec<_>>();
     let joined = fixed(&[c.saturating_mul(b * b), h / b, w / b]);
-    rearranged(call, fixed(&[c, h / b, b, w / b, b]), vec![0, 3, 5, 1, 2, 4], joined)
+    let split = fixed(&[c, h / b, b, w / b, b]);
+    match call.word_or("mode", "DCR")? {
+        "DCR" => rearranged(call, split, vec![0, 3, 5, 1, 2, 4], joined),
+        "CRD" => rearranged(call, split, vec![0, 1, 3, 5, 2, 4], joined),
+        other => Err(invalid(format!("mode={:?}", shorten(other)))),
+    }
 }

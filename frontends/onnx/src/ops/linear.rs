@@ -4,6 +4,7 @@ use vitc_ir::{Dim, Op, Shape, ValueId};
 
 use super::Table;
 use crate::call::Call;
+use crate::import::{listed, shorten};
 use crate::problem::{Fallible, invalid, unsupported};
 
 pub(super) const OPS: Table = &[("Conv", conv), ("Gemm", gemm), ("MatMul", matmul)];
@@ -83,11 +84,11 @@ pub(super) fn window(call: &Call<'_, '_>, sizes: &[usize], kernel: &[usize]) -> 
     let list = |name: &str, default: usize| -> Fallible<Vec<usize>> {
         let list = call.counts(name)?.unwrap_or_else(|| vec![default; rank]);
         let fits = list.len() == rank && list.iter().all(|&v| v > 0 && v <= 1 << 20);
-        if fits { Ok(list) } else { Err(invalid(format!("`{name}` is {list:?}"))) }
+        if fits { Ok(list) } else { Err(invalid(format!("`{name}` is {}", listed(&list)))) }
     };
     let (strides, dilations) = (list("strides", 1)?, list("dilations", 1)?);
     if kernel.len() != rank || kernel.iter().any(|&k| k == 0 || k > 1 << 20) {
-        return Err(invalid(format!("the kernel is {kernel:?}")));
+        return Err(invalid(format!("the kernel is {}", listed(kernel))));
     }
     let pads = match call.word_or("auto_pad", "NOTSET")? {
         "NOTSET" => explicit_pads(call, rank)?,
@@ -96,7 +97,7 @@ pub(super) fn window(call: &Call<'_, '_>, sizes: &[usize], kernel: &[usize]) -> 
             let each = sizes.iter().zip(kernel).zip(&strides).zip(&dilations);
             each.map(|(((&size, &k), &s), &d)| same_pads(size, (k - 1) * d + 1, s, mode == "SAME_UPPER")).collect()
         }
-        other => return Err(invalid(format!("auto_pad={other:?}"))),
+        other => return Err(invalid(format!("auto_pad={:?}", shorten(other)))),
     };
     Ok(Window { strides, dilations, pads })
 }
@@ -105,7 +106,7 @@ fn explicit_pads(call: &Call<'_, '_>, rank: usize) -> Fallible<Vec<(usize, usize
     let list = call.counts("pads")?.unwrap_or_else(|| vec![0; 2 * rank]);
     match list.split_at_checked(rank) {
         Some((before, after)) if after.len() == rank => Ok(before.iter().copied().zip(after.iter().copied()).collect()),
-        _ => Err(invalid(format!("`pads` is {list:?}"))),
+        _ => Err(invalid(format!("`pads` is {}", listed(&list)))),
     }
 }
 

@@ -1,7 +1,5 @@
 //! Comparisons and logic: known content only.
 
-use std::cmp::Ordering;
-
 use super::{Table, arithmetic};
 use crate::call::Call;
 use crate::known::{Kind, Known, Linear};
@@ -9,22 +7,22 @@ use crate::problem::{Fallible, unsupported};
 
 pub(super) const OPS: Table = &[
     ("And", |c| truth(c, |a, b| a && b)),
-    ("Equal", |c| compare(c, |a, b| equal(a, b))),
-    ("Greater", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_gt))),
-    ("GreaterOrEqual", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_ge))),
-    ("Less", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_lt))),
-    ("LessOrEqual", |c| compare(c, |a, b| a.compare(b).map(Ordering::is_le))),
+    ("Equal", |c| compare(c, equal)),
+    ("Greater", |c| compare(c, |a, b| b.at_least(a).map(|v| !v))),
+    ("GreaterOrEqual", |c| compare(c, |a, b| a.at_least(b))),
+    ("Less", |c| compare(c, |a, b| a.at_least(b).map(|v| !v))),
+    ("LessOrEqual", |c| compare(c, |a, b| b.at_least(a))),
     ("Not", not),
     ("Or", |c| truth(c, |a, b| a || b)),
     ("Xor", |c| truth(c, |a, b| a != b)),
 ];
 
 fn equal(a: Linear, b: Linear) -> Option<bool> {
-    if let Some(order) = a.compare(b) {
-        return Some(order.is_eq());
+    let difference = a.sub(b);
+    if difference.batch == 0.0 {
+        return Some(a.constant == b.constant);
     }
     // Equal for one batch at most; never, when that is no batch.
-    let difference = a.sub(b);
     let batch = -difference.constant / difference.batch;
     (batch < 1.0 || batch.fract() != 0.0).then_some(false)
 }

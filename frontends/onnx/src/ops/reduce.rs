@@ -2,7 +2,7 @@
 
 use vitc_ir::{Op, ValueId};
 
-use super::Table;
+use super::{Table, arithmetic};
 use crate::call::Call;
 use crate::known::{Known, Linear};
 use crate::problem::{Fallible, invalid, unsupported};
@@ -25,11 +25,11 @@ pub(super) const OPS: Table = &[
 ];
 
 fn larger(a: Linear, b: Linear) -> Option<Linear> {
-    a.compare(b).map(|o| if o.is_ge() { a } else { b })
+    arithmetic::pick(a, b, true)
 }
 
 fn smaller(a: Linear, b: Linear) -> Option<Linear> {
-    a.compare(b).map(|o| if o.is_ge() { b } else { a })
+    arithmetic::pick(a, b, false)
 }
 
 /// A step before or after a reduction.

@@ -111,14 +111,18 @@ fn scatter(call: &mut Call<'_, '_>) -> Fallible<()> {
     if call.word_or("reduction", "none")? != "none" {
         return Err(unsupported("a reduction other than none"));
     }
+    if x.data.is_empty() {
+        return Err(unsupported("the tensor is empty"));
+    }
     let depth = index.dims.last().copied().filter(|&d| d > 0 && d <= x.dims.len());
     let depth = depth.ok_or_else(|| invalid("the index does not fit"))?;
     let steps = strides(&x.dims);
     let run = count(x.dims.get(depth..).unwrap_or_default()).unwrap_or(0);
     let numbers = index.integers()?;
+    let rows = numbers.len() / depth;
     call.room(x.data.len())?;
     let mut data = x.data.clone();
-    if numbers.len() / depth * run != updates.data.len() {
+    if rows.checked_mul(run) != Some(updates.data.len()) {
         return Err(invalid("the updates do not fit the index"));
     }
     for (k, at) in numbers.chunks_exact(depth).enumerate() {

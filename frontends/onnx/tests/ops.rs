@@ -1,0 +1,555 @@
+//! Every op that import claims: hand-built models, imported and evaluated, against results worked out by hand.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Build, D, float, float_list, floats, int, int_list, ints, small_vit, tensor_attr, word};
+use onnx_protobuf::AttributeProto;
+use vitc_ir::eval::{Data, Tensor};
+use vitc_ir::{Dim, Module, Shape};
+use vitc_onnx::{BatchMode, ImportError, Options, import_bytes, supported_ops};
+
+/// A one-node model: the op, its operands (`x` is the input), constants, attributes, and what comes out for what.
+struct Case {
+    op: &'static str,
+    opset: i64,
+    operands: &'static str,
+    consts: Vec<onnx_protobuf::TensorProto>,
+    attrs: Vec<AttributeProto>,
+    x: (&'static [usize], Vec<f32>),
+    y: (&'static [usize], Vec<f32>),
+}
+
+fn case(
+    op: &'static str,
+    operands: &'static str,
+    x: (&'static [usize], Vec<f32>),
+    y: (&'static [usize], Vec<f32>),
+) -> Case {
+    Case { op, opset: 18, operands, consts: vec![], attrs: vec![], x, y }
+}
+
+impl Case {
+    fn opset(mut self, opset: i64) -> Case {
+        self.opset = opset;
+        self
+    }
+
+    fn floats(mut self, name: &str, dims: &[i64], values: &[f32]) -> Case {
+        self.consts.push(floats(name, dims, values));
+        self
+    }
+
+    fn ints(mut self, name: &str, dims: &[i64], values: &[i64]) -> Case {
+        self.consts.push(ints(name, dims, values));
+        self
+    }
+
+    fn attr(mut self, attr: AttributeProto) -> Case {
+        self.attrs.push(attr);
+        self
+    }
+
+    fn model(&self) -> Build {
+        let dims: Vec<D> = self.x.0.iter().map(|&d| D::Is(d as i64)).collect();
+        let operands: Vec<&str> = self.operands.split(' ').map(|o| if o == "-" { "" } else { o }).collect();
+        let mut build = Build::new(self.opset).input("x", &dims);
+        for tensor in &self.consts {
+            build = build.tensor(tensor.clone());
+        }
+        build.node(self.op, &operands, &["y"], self.attrs.clone()).output("y")
+    }
+}
+
+fn seq(n: usize) -> Vec<f32> {
+    (0..n).map(|i| i as f32).collect()
+}
+
+fn evaluate(module: &Module, x: (&[usize], Vec<f32>)) -> (Vec<usize>, Vec<f32>) {
+    vitc_ir::verify::verify(module).unwrap();
+    let input = Tensor { shape: x.0.to_vec(), data: Data::F32(x.1) };
+    let output = vitc_ir::eval::run(module, &[input]).unwrap().remove(0);
+    let Data::F32(values) = output.data else { panic!("not floats") };
+    (output.shape, values)
+}
+
+fn as_is() -> Options {
+    Options { batch: BatchMode::AsIs, ..Options::default() }
+}
+
+fn check(case: &Case) {
+    let module = import_bytes(case.model().bytes(), None, &as_is()).unwrap_or_else(|e| panic!("{}: {e}", case.op));
+    let (shape, values) = evaluate(&module, (case.x.0, case.x.1.clone()));
+    assert_eq!(shape, case.y.0, "{}", case.op);
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+    assert!(values.iter().zip(&case.y.1).all(close), "{}: {values:?} instead of {:?}", case.op, case.y.1);
+    assert_eq!(values.len(), case.y.1.len(), "{}", case.op);
+}
+
+fn elementwise() -> Vec<Case> {
+    let two = |op, f: fn(f32, f32) -> f32| {
+        let x = vec![1.0, 2.0, 3.0, 4.0];
+        let y = x.iter().zip([2.0, 0.5, 2.0, 0.5]).map(|(&a, b)| f(a, b)).collect();
+        case(op, "x b", (&[2, 2], x), (&[2, 2], y)).floats("b", &[2], &[2.0, 0.5])
+    };
+    let one = |op, f: fn(f32) -> f32| {
+        let x = vec![0.25, 1.0, 2.5, 4.0];
+        let y = x.iter().map(|&v| f(v)).collect();
+        case(op, "x", (&[1, 4], x), (&[1, 4], y))
+    };
+    let signed = |op, y: [f32; 4]| case(op, "x", (&[1, 4], vec![-4.0, -1.0, 0.5, 4.0]), (&[1, 4], y.to_vec()));
+    vec![
+        two("Add", |a, b| a + b),
+        two("Sub", |a, b| a - b),
+        two("Mul", |a, b| a * b),
+        two("Div", |a, b| a / b),
+        two("Pow", f32::powf),
+        two("Min", f32::min),
+        two("Max", f32::max),
+        two("Sum", |a, b| a + b),
+        two("Mean", |a, b| (a + b) / 2.0),
+        one("Exp", f32::exp),
+        one("Log", f32::ln),
+        one("Sqrt", f32::sqrt),
+        one("Reciprocal", f32::recip),
+        one("Tanh", f32::tanh),
+        one("Sigmoid", |v| 1.0 / (1.0 + (-v).exp())),
+        signed("Abs", [4.0, 1.0, 0.5, 4.0]),
+        signed("Neg", [4.0, 1.0, -0.5, -4.0]),
+        signed("Relu", [0.0, 0.0, 0.5, 4.0]),
+        signed("LeakyRelu", [-0.4, -0.1, 0.5, 4.0]).attr(float("alpha", 0.1)),
+        signed("HardSwish", [0.0, -1.0 / 3.0, 0.5 * (0.5 / 6.0 + 0.5), 4.0]),
+        signed("HardSigmoid", [0.0, 0.3, 0.6, 1.0]),
+        signed("Erf", [-1.0, -0.842_700_8, 0.520_499_9, 1.0]),
+        signed("Gelu", [-0.000_126_686, -0.158_655_26, 0.345_731_2, 3.999_873_4]).opset(20),
+        signed("Gelu", [-0.000_070_23, -0.158_808, 0.345_714, 3.999_93]).opset(20).attr(word("approximate", "tanh")),
+        case("Clip", "x lo hi", (&[1, 4], vec![-4.0, -1.0, 0.5, 4.0]), (&[1, 4], vec![-2.0, -1.0, 0.5, 3.0]))
+            .floats("lo", &[], &[-2.0])
+            .floats("hi", &[], &[3.0]),
+        case("Clip", "x - hi", (&[1, 4], vec![-4.0, -1.0, 0.5, 4.0]), (&[1, 4], vec![-4.0, -1.0, 0.5, 1.0])).floats(
+            "hi",
+            &[],
+            &[1.0],
+        ),
+        signed("Identity", [-4.0, -1.0, 0.5, 4.0]),
+        signed("Dropout", [-4.0, -1.0, 0.5, 4.0]),
+        signed("Cast", [-4.0, -1.0, 0.5, 4.0]).attr(int("to", 1)),
+        case("CastLike", "x b", (&[2], vec![1.0, 2.0]), (&[2], vec![1.0, 2.0])).floats("b", &[1], &[0.0]),
+    ]
+}
+
+fn movement() -> Vec<Case> {
+    let m = |op, operands, y: (&'static [usize], Vec<f32>)| case(op, operands, (&[2, 3], seq(6)), y);
+    let blocks = vec![0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
+    vec![
+        m("Reshape", "x s", (&[3, 2], seq(6))).ints("s", &[2], &[3, -1]),
+        m("Reshape", "x s", (&[2, 3, 1], seq(6))).ints("s", &[3], &[0, 0, 1]),
+        m("Flatten", "x", (&[1, 6], seq(6))).attr(int("axis", 0)),
+        m("Unsqueeze", "x a", (&[1, 2, 3, 1], seq(6))).ints("a", &[2], &[0, -1]),
+        case("Squeeze", "x a", (&[2, 1, 3], seq(6)), (&[2, 3], seq(6))).ints("a", &[1], &[-2]),
+        case("Squeeze", "x", (&[2, 1, 3, 1], seq(6)), (&[2, 3], seq(6))),
+        m("Transpose", "x", (&[3, 2], vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0])),
+        m("Transpose", "x", (&[2, 3], seq(6))).attr(int_list("perm", &[0, 1])),
+        m("Expand", "x s", (&[2, 2, 3], [seq(6), seq(6)].concat())).ints("s", &[3], &[2, 1, 3]),
+        m("Concat", "x b", (&[3, 3], [seq(6), vec![7.0; 3]].concat())).attr(int("axis", 0)).floats(
+            "b",
+            &[1, 3],
+            &[7.0; 3],
+        ),
+        m("Tile", "x r", (&[4, 3], [seq(6), seq(6)].concat())).ints("r", &[2], &[2, 1]),
+        m("Tile", "x r", (&[2, 6], vec![0.0, 1.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 3.0, 4.0, 5.0])).ints(
+            "r",
+            &[2],
+            &[1, 2],
+        ),
+        m("Pad", "x p v", (&[2, 4], vec![9.0, 0.0, 1.0, 2.0, 9.0, 3.0, 4.0, 5.0]))
+            .ints("p", &[4], &[0, 1, 0, 0])
+            .floats("v", &[], &[9.0]),
+        m("Pad", "x p - a", (&[2, 3], vec![1.0, 2.0, 0.0, 4.0, 5.0, 0.0])).ints("p", &[2], &[-1, 1]).ints(
+            "a",
+            &[1],
+            &[1],
+        ),
+        case("DepthToSpace", "x", (&[1, 4, 1, 2], seq(8)), (&[1, 1, 2, 4], vec![0., 2., 1., 3., 4., 6., 5., 7.]))
+            .attr(int("blocksize", 2)),
+        case("DepthToSpace", "x", (&[1, 4, 1, 2], seq(8)), (&[1, 1, 2, 4], blocks.clone()))
+            .attr(int("blocksize", 2))
+            .attr(word("mode", "CRD")),
+        case("SpaceToDepth", "x", (&[1, 1, 2, 4], blocks), (&[1, 4, 1, 2], seq(8))).attr(int("blocksize", 2)),
+        m("Slice", "x s e a t", (&[2, 2], vec![2.0, 0.0, 5.0, 3.0]))
+            .ints("s", &[1], &[-1])
+            .ints("e", &[1], &[i64::MIN])
+            .ints("a", &[1], &[1])
+            .ints("t", &[1], &[-2]),
+        m("Slice", "x s e", (&[1, 2], vec![4.0, 5.0])).ints("s", &[2], &[1, 1]).ints("e", &[2], &[i64::MAX, 3]),
+        m("Gather", "x i", (&[2], vec![2.0, 5.0])).ints("i", &[], &[-1]).attr(int("axis", 1)),
+        m("Gather", "x i", (&[2, 1, 2], vec![2.0, 0.0, 5.0, 3.0])).ints("i", &[1, 2], &[2, 0]).attr(int("axis", 1)),
+        m("Split", "x s", (&[2, 3], seq(6))).ints("s", &[1], &[3]).attr(int("axis", 1)),
+    ]
+}
+
+fn linear() -> Vec<Case> {
+    let eye = [1.0, 0.0, 0.0, 1.0];
+    let x22 = vec![1.0, 2.0, 3.0, 4.0];
+    let plane = |op, y: (&'static [usize], Vec<f32>)| {
+        case(op, "x w", (&[1, 1, 3, 3], seq(9)), y).floats("w", &[1, 1, 2, 2], &[1.0; 4])
+    };
+    vec![
+        case("MatMul", "x b", (&[2, 2], x22.clone()), (&[2], vec![3.0, 7.0])).floats("b", &[2], &[1.0, 1.0]),
+        case("MatMul", "b x", (&[2, 2], x22.clone()), (&[2], vec![4.0, 6.0])).floats("b", &[2], &[1.0, 1.0]),
+        case("MatMul", "x b", (&[2], vec![1.0, 2.0]), (&[], vec![5.0])).floats("b", &[2], &[1.0, 2.0]),
+        case("MatMul", "x b", (&[2, 2], x22.clone()), (&[2, 2], x22.clone())).floats("b", &[2, 2], &eye),
+        case("Gemm", "x b c", (&[2, 2], x22.clone()), (&[2, 2], vec![12.0, 26.0, 14.0, 28.0]))
+            .floats("b", &[2, 2], &eye)
+            .floats("c", &[2], &[5.0, 10.0])
+            .attr(float("alpha", 2.0))
+            .attr(float("beta", 2.0))
+            .attr(int("transA", 1))
+            .attr(int("transB", 1)),
+        case("Gemm", "x b c", (&[2, 2], x22.clone()), (&[2, 2], vec![6.0, 7.0, 13.0, 14.0]))
+            .floats("b", &[2, 2], &eye)
+            .floats("c", &[2, 1], &[5.0, 10.0]),
+        plane("Conv", (&[1, 1, 2, 2], vec![8.0, 12.0, 20.0, 24.0])),
+        plane("Conv", (&[1, 1, 3, 3], vec![8.0, 12.0, 7.0, 20.0, 24.0, 13.0, 13.0, 15.0, 8.0]))
+            .attr(word("auto_pad", "SAME_UPPER")),
+        plane("Conv", (&[1, 1, 2, 2], vec![0.0, 3.0, 9.0, 24.0]))
+            .attr(int_list("strides", &[2, 2]))
+            .attr(int_list("pads", &[1, 1, 0, 0])),
+        case("Conv", "x w b", (&[1, 2, 4], seq(8)), (&[1, 2, 3], vec![11.0, 13.0, 15.0, 29.0, 31.0, 33.0]))
+            .floats("w", &[2, 1, 2], &[1.0; 4])
+            .floats("b", &[2], &[10.0, 20.0])
+            .attr(int("group", 2)),
+    ]
+}
+
+fn normalisation() -> Vec<Case> {
+    let x = vec![1.0, 3.0, 2.0, 6.0];
+    let normal = vec![-1.0, 1.0, -1.0, 1.0];
+    let image =
+        |op, operands, y: Vec<f32>| case(op, operands, (&[1, 2, 1, 2], vec![1.0, 3.0, 2.0, 6.0]), (&[1, 2, 1, 2], y));
+    let quarter = (-1.0f32).exp() / (1.0 + (-1.0f32).exp());
+    vec![
+        case("LayerNormalization", "x g b", (&[2, 2], x.clone()), (&[2, 2], vec![0.0, 3.0, 0.0, 3.0]))
+            .floats("g", &[2], &[1.0, 2.0])
+            .floats("b", &[2], &[1.0, 1.0])
+            .attr(float("epsilon", 0.0)),
+        case("LayerNormalization", "x g", (&[2, 1, 2], x.clone()), (&[2, 1, 2], normal.clone()))
+            .floats("g", &[1, 2], &[1.0, 1.0])
+            .attr(float("epsilon", 0.0))
+            .attr(int("axis", 1)),
+        case("Softmax", "x", (&[1, 2], vec![2.0, 3.0]), (&[1, 2], vec![quarter, 1.0 - quarter])),
+        case("Softmax", "x", (&[2, 1], vec![2.0, 3.0]), (&[2, 1], vec![quarter, 1.0 - quarter])).attr(int("axis", 0)),
+        case("LogSoftmax", "x", (&[1, 2], vec![2.0, 3.0]), (&[1, 2], vec![quarter.ln(), (1.0 - quarter).ln()])),
+        image("BatchNormalization", "x s b m v", vec![0.0, 2.0, 1.0, 3.0])
+            .floats("s", &[2], &[2.0, 1.0])
+            .floats("b", &[2], &[0.0, 1.0])
+            .floats("m", &[2], &[1.0, 2.0])
+            .floats("v", &[2], &[4.0, 4.0])
+            .attr(float("epsilon", 0.0)),
+        image("InstanceNormalization", "x s b", vec![-1.0, 1.0, -1.0, 3.0])
+            .floats("s", &[2], &[1.0, 2.0])
+            .floats("b", &[2], &[0.0, 1.0])
+            .attr(float("epsilon", 0.0)),
+        image("GroupNormalization", "x s b", vec![-1.0, 1.0, -1.0, 3.0])
+            .opset(21)
+            .floats("s", &[2], &[1.0, 2.0])
+            .floats("b", &[2], &[0.0, 1.0])
+            .attr(float("epsilon", 0.0))
+            .attr(int("num_groups", 2)),
+    ]
+}
+
+fn reductions() -> Vec<Case> {
+    let r = |op, y: [f32; 2]| {
+        case(op, "x a", (&[2, 2], vec![3.0, 4.0, 6.0, 8.0]), (&[2], y.to_vec()))
+            .ints("a", &[1], &[-1])
+            .attr(int("keepdims", 0))
+    };
+    let pooled = |op, y: (&'static [usize], Vec<f32>)| case(op, "x", (&[1, 1, 2, 4], seq(8)), y);
+    vec![
+        r("ReduceMean", [3.5, 7.0]),
+        r("ReduceSum", [7.0, 14.0]),
+        r("ReduceMax", [4.0, 8.0]),
+        r("ReduceMin", [3.0, 6.0]),
+        r("ReduceL2", [5.0, 10.0]),
+        r("ReduceSumSquare", [25.0, 100.0]),
+        case("ReduceMean", "x", (&[2, 2], seq(4)), (&[2, 1], vec![0.5, 2.5])).opset(17).attr(int_list("axes", &[1])),
+        case("ReduceSum", "x", (&[2, 2], seq(4)), (&[2, 2], seq(4))).attr(int("noop_with_empty_axes", 1)),
+        pooled("GlobalAveragePool", (&[1, 1, 1, 1], vec![3.5])),
+        pooled("GlobalMaxPool", (&[1, 1, 1, 1], vec![7.0])),
+        pooled("AveragePool", (&[1, 1, 1, 2], vec![2.5, 4.5]))
+            .attr(int_list("kernel_shape", &[2, 2]))
+            .attr(int_list("strides", &[2, 2])),
+    ]
+}
+
+#[test]
+fn elementwise_ops_compute_what_onnx_says() {
+    elementwise().iter().for_each(check);
+}
+
+#[test]
+fn movement_ops_compute_what_onnx_says() {
+    movement().iter().for_each(check);
+}
+
+#[test]
+fn linear_ops_compute_what_onnx_says() {
+    linear().iter().for_each(check);
+}
+
+#[test]
+fn normalisations_compute_what_onnx_says() {
+    normalisation().iter().for_each(check);
+}
+
+#[test]
+fn reductions_compute_what_onnx_says() {
+    reductions().iter().for_each(check);
+}
+
+/// Chains of shape arithmetic, each ending in the integer vector that `Reshape` wants or in floats added to `x` [1, 6].
+fn arithmetic_model(build: impl FnOnce(Build) -> Build) -> Build {
+    let model = Build::new(18).input("x", &[D::Named("batch"), D::Is(6)]);
+    let model = model
+        .ints("i0", &[], &[0])
+        .ints("i1", &[], &[1])
+        .ints("i2", &[], &[2])
+        .ints("i7", &[], &[7])
+        .ints("v0", &[1], &[0])
+        .ints("v1", &[1], &[1])
+        .ints("v3", &[1], &[3])
+        .bools("yes", &[1], &[1])
+        .bools("mask", &[6], &[1, 0, 1, 0, 1, 0])
+        .floats("f", &[], &[2.5]);
+    build(model).output("y")
+}
+
+fn reshaped_to(build: impl FnOnce(Build) -> Build) -> Shape {
+    let model = arithmetic_model(|m| build(m).node("Reshape", &["x", "s"], &["y"], vec![]));
+    let module = import_bytes(model.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    module.ty(module.outputs[0].value).shape.clone()
+}
+
+#[test]
+fn shape_arithmetic_is_evaluated_with_the_batch_as_a_symbol() {
+    let expected = Shape(vec![Dim::N, Dim::fixed(3), Dim::fixed(2)]);
+    let batch =
+        |m: Build| {
+            m.node("Shape", &["x"], &["b"], vec![int("start", 0), int("end", 1)])
+                .node("Size", &["x"], &["n"], vec![])
+                .node("Unsqueeze", &["n", "v0"], &["n1"], vec![])
+        };
+    let join = |m: Build, two: &str| m.node("Concat", &["b", "v3", two], &["s"], vec![int("axis", 0)]);
+    // (batch * 6) / batch / 3
+    let divided =
+        |m| join(batch(m).node("Div", &["n1", "b"], &["d"], vec![]).node("Div", &["d", "v3"], &["two"], vec![]), "two");
+    assert_eq!(reshaped_to(divided), expected);
+    // 7 mod 3 + 1, through Range, Gather, Squeeze and ReduceMax
+    let ranged = |m| {
+        let m = batch(m)
+            .node("Range", &["i0", "i7", "i2"], &["r"], vec![])
+            .node("ReduceMax", &["r"], &["six"], vec![])
+            .node("Mod", &["six", "v3"], &["zero"], vec![])
+            .node("Add", &["zero", "v1"], &["one"], vec![])
+            .node("Add", &["one", "one"], &["two"], vec![]);
+        join(m, "two")
+    };
+    assert_eq!(reshaped_to(ranged), expected);
+    // floor(2.5), through Cast, Floor, Min, Max, Clip and Identity
+    let floored = |m| {
+        let m = batch(m)
+            .node("Floor", &["f"], &["f1"], vec![])
+            .node("Cast", &["f1"], &["f2"], vec![int("to", 7)])
+            .node("Max", &["f2", "v1"], &["f3"], vec![])
+            .node("Min", &["f3", "v3"], &["f4"], vec![])
+            .node("Clip", &["f4", "", "v3"], &["two"], vec![]);
+        join(m, "two")
+    };
+    assert_eq!(reshaped_to(floored), expected);
+    // ceil(2.5) - 1 = round(2.5) = 2
+    let rounded = |m| {
+        let m = batch(m)
+            .node("Ceil", &["f"], &["c"], vec![])
+            .node("Round", &["f"], &["r"], vec![])
+            .node("Sign", &["f"], &["g"], vec![])
+            .node("Sub", &["c", "g"], &["c1"], vec![])
+            .node("Equal", &["c1", "r"], &["same"], vec![])
+            .node("Where", &["same", "r", "f"], &["w"], vec![])
+            .node("Cast", &["w"], &["w1"], vec![int("to", 7)])
+            .node("Reshape", &["w1", "v1"], &["two"], vec![]);
+        join(m, "two")
+    };
+    assert_eq!(reshaped_to(rounded), expected);
+    // logic: batch > 0 and not (batch < 0), for every batch
+    let logical = |m| {
+        let m = batch(m)
+            .node("Greater", &["b", "v0"], &["l0"], vec![])
+            .node("Less", &["b", "v0"], &["l1"], vec![])
+            .node("Not", &["l1"], &["l2"], vec![])
+            .node("And", &["l0", "l2"], &["l3"], vec![])
+            .node("GreaterOrEqual", &["b", "v1"], &["l4"], vec![])
+            .node("LessOrEqual", &["b", "v0"], &["l5"], vec![])
+            .node("Or", &["l3", "l5"], &["l6"], vec![])
+            .node("Xor", &["l6", "l5"], &["l7"], vec![])
+            .node("And", &["l7", "l4"], &["l8"], vec![])
+            .node("Where", &["l8", "v1", "v3"], &["one"], vec![])
+            .node("Add", &["one", "v1"], &["two"], vec![]);
+        join(m, "two")
+    };
+    assert_eq!(reshaped_to(logical), expected);
+    // ReduceProd, ReduceMin, ReduceSum, ConstantOfShape, ScatterND, Trilu
+    let scattered = |m: Build| {
+        let m = batch(m)
+            .ints("at", &[1, 1], &[1])
+            .node("ConstantOfShape", &["v3"], &["z"], vec![tensor_attr("value", ints("", &[1], &[1]))])
+            .node("ScatterND", &["z", "at", "v3"], &["t"], vec![])
+            .node("ReduceProd", &["t"], &["p"], vec![])
+            .node("ReduceMin", &["t"], &["l"], vec![])
+            .node("ReduceSum", &["z"], &["u"], vec![])
+            .node("Concat", &["p", "l", "u"], &["q"], vec![int("axis", 0)])
+            .node("Unsqueeze", &["q", "v0"], &["q1"], vec![])
+            .node("Trilu", &["q1"], &["q2"], vec![int("upper", 0)])
+            .node("ReduceMax", &["q2"], &["three"], vec![int("keepdims", 0)])
+            .node("Sub", &["three", "i1"], &["two0"], vec![])
+            .node("Unsqueeze", &["two0", "v0"], &["two"], vec![]);
+        join(m, "two")
+    };
+    assert_eq!(reshaped_to(scattered), expected);
+}
+
+#[test]
+fn constants_of_every_form_are_values() {
+    let forms: Vec<(AttributeProto, [f32; 6])> = vec![
+        (float("value_float", 2.0), [2.0; 6]),
+        (float_list("value_floats", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        (tensor_attr("value", floats("", &[1], &[4.0])), [4.0; 6]),
+    ];
+    for (attr, added) in forms {
+        let model =
+            arithmetic_model(|m| m.node("Constant", &[], &["c"], vec![attr]).node("Add", &["x", "c"], &["y"], vec![]));
+        let module = import_bytes(model.bytes(), None, &Options::default()).unwrap();
+        assert_eq!(evaluate(&module, (&[1, 6], vec![0.0; 6])).1, added);
+    }
+    for attr in [int("value_int", 1), int_list("value_ints", &[1]), tensor_attr("value", ints("", &[1], &[1]))] {
+        let model = arithmetic_model(|m| {
+            m.node("Constant", &[], &["c"], vec![attr]).node("Unsqueeze", &["x", "c"], &["y"], vec![])
+        });
+        import_bytes(model.bytes(), None, &Options::default()).unwrap();
+    }
+}
+
+#[test]
+fn masks_select_exactly() {
+    let x = (&[1usize, 6][..], vec![1.0, -2.0, 3.0, -4.0, 5.0, -6.0]);
+    for (low, keep) in [(f32::NEG_INFINITY, true), (f32::MIN, true), (-1.5, true), (-1.5, false)] {
+        let operands: &[&str] = if keep { &["mask", "x", "low"] } else { &["mask", "low", "x"] };
+        let model = arithmetic_model(|m| m.floats("low", &[], &[low]).node("Where", operands, &["y"], vec![]));
+        let module = import_bytes(model.bytes(), None, &Options::default()).unwrap();
+        let expected: Vec<f32> =
+            x.1.iter().enumerate().map(|(i, &v)| if (i % 2 == 0) == keep { v } else { low }).collect();
+        assert_eq!(evaluate(&module, x.clone()).1, expected);
+    }
+    let model =
+        arithmetic_model(|m| m.node("Neg", &["x"], &["n"], vec![]).node("Where", &["mask", "x", "n"], &["y"], vec![]));
+    let module = import_bytes(model.bytes(), None, &Options::default()).unwrap();
+    assert_eq!(evaluate(&module, x).1, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+}
+
+#[test]
+fn every_claimed_op_is_in_a_test() {
+    let cases = [elementwise(), movement(), linear(), normalisation(), reductions()].concat_ops();
+    let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual Less LessOrEqual Mod Not Or Range \
+                ReduceProd Round ScatterND Shape Sign Size Trilu Where Xor";
+    let tested: BTreeSet<&str> = cases.into_iter().chain(here.split_whitespace()).collect();
+    let claimed: BTreeSet<&str> = supported_ops().into_iter().collect();
+    assert_eq!(tested, claimed);
+}
+
+trait ConcatOps {
+    fn concat_ops(self) -> Vec<&'static str>;
+}
+
+impl<const N: usize> ConcatOps for [Vec<Case>; N] {
+    fn concat_ops(self) -> Vec<&'static str> {
+        self.into_iter().flatten().map(|c| c.op).collect()
+    }
+}
+
+#[test]
+fn a_fixed_batch_becomes_free_and_each_image_keeps_its_result() {
+    let image = |seed: usize| (0..64).map(|i| ((i * 31 + seed * 17) % 23) as f32 / 11.0 - 1.0).collect::<Vec<f32>>();
+    let both = [image(1), image(2)].concat();
+    let fixed = import_bytes(small_vit(18, D::Is(1)).bytes(), None, &as_is()).unwrap();
+    let free = import_bytes(small_vit(18, D::Is(1)).bytes(), None, &Options::default()).unwrap();
+    let dynamic = import_bytes(small_vit(18, D::Named("batch")).bytes(), None, &Options::default()).unwrap();
+    let singles = [image(1), image(2)].map(|x| evaluate(&fixed, (&[1, 1, 8, 8], x)).1).concat();
+    for module in [free, dynamic] {
+        assert_eq!(module.ty(module.inputs[0].value).shape.0[0], Dim::N);
+        let (shape, values) = evaluate(&module, (&[2, 1, 8, 8], both.clone()));
+        assert_eq!(shape, [2, 3]);
+        assert!(values.iter().zip(&singles).all(|(a, b)| (a - b).abs() < 1e-5), "{values:?} {singles:?}");
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_free_stays_fixed_or_is_an_error() {
+    let model = Build::new(18).input("x", &[D::Is(1), D::Is(4)]).node("Squeeze", &["x"], &["y"], vec![]).output("y");
+    let module = import_bytes(model.bytes(), None, &Options::default()).unwrap();
+    assert_eq!(module.ty(module.outputs[0].value).shape, Shape::fixed(&[4]));
+    let options = Options { batch: BatchMode::Symbolic, ..Options::default() };
+    assert!(matches!(import_bytes(model.bytes(), None, &options), Err(ImportError::Unsupported(_))));
+}
+
+#[test]
+fn nodes_and_constants_carry_onnx_names() {
+    let module = import_bytes(small_vit(18, D::Named("batch")).bytes(), None, &Options::default()).unwrap();
+    assert_eq!(module.nodes[0].loc.as_deref(), Some("/Conv_0"));
+    assert!(module.consts.iter().any(|c| c.name == "qkv.w"));
+    assert_eq!(module.meta["onnx.opset"], "18");
+    let mut unnamed = small_vit(18, D::Named("batch"));
+    unnamed.graph().node[0].name.clear();
+    let module = import_bytes(unnamed.bytes(), None, &Options::default()).unwrap();
+    assert_eq!(module.nodes[0].loc.as_deref(), Some("Conv#0"));
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let model = Build::new(18)
+        .input("x", &[D::Named("batch"), D::Is(4)])
+        .node("NonZero", &["x"], &["a"], vec![])
+        .node("Resize", &["a"], &["b"], vec![])
+        .node("QuantizeLinear", &["x", "s"], &["c"], vec![])
+        .floats("s", &[], &[1.0])
+        .node("Relu", &["c"], &["d"], vec![])
+        .node("Attention", &["d"], &["y"], vec![])
+        .output("y");
+    let error = import_bytes(model.bytes(), None, &Options::default()).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let text = error.to_string();
+    for expected in ["/NonZero_0", "/Resize_1", "/QuantizeLinear_2", "/Attention_4", "opset 18", "[N, 4]", "help:"] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+    assert_eq!(error.diagnostics().0.len(), 4, "{text}");
+}
+
+#[test]
+fn opsets_domains_and_types_outside_are_refused_with_advice() {
+    for opset in [12, 23] {
+        let error = import_bytes(small_vit(opset, D::Is(1)).bytes(), None, &Options::default()).unwrap_err();
+        assert!(error.to_string().contains(&format!("opset {opset} is not supported")), "{error}");
+    }
+    for opset in [13, 14, 16, 17, 22] {
+        let model = small_vit(opset, D::Is(1));
+        import_bytes(model.bytes(), None, &Options::default()).unwrap();
+    }
+    let mut contrib = small_vit(18, D::Is(1));
+    contrib.graph().node[0].domain = "com.microsoft".into();
+    assert!(
+        import_bytes(contrib.bytes(), None, &Options::default()).unwrap_err().to_string().contains("com.microsoft")
+    );
+    let mut half = small_vit(18, D::Is(1));
+    half.graph().input[0] = common::info("x", 10, &[D::Is(1), D::Is(1), D::Is(8), D::Is(8)]);
+    assert!(import_bytes(half.bytes(), None, &Options::default()).unwrap_err().to_string().contains("float16"));
+}
