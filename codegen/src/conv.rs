@@ -79,8 +79,7 @@ impl Conv {
         let first = e.mul_imm(group, depth as i64);
         let w_size = self.w.bytes() as i64;
         let w = e.at(pointers[1], channel, (depth * high * wide) as i64 * w_size);
-        let (zero, d, h, k) =
-            (e.iconst(0), e.iconst(depth as i64), e.iconst(high as i64), e.iconst(wide as i64));
+        let (zero, d, h, k) = (e.iconst(0), e.iconst(depth as i64), e.iconst(high as i64), e.iconst(wide as i64));
         let sum = e.for_range(zero, d, 1, &[zero, w], |e, c, acc| {
             let c = e.add(first, c);
             let step = e.b.ins().imul(c, strides[1]);
@@ -124,9 +123,8 @@ impl Conv {
             Addr { base: e.at(base, column, o.column_stride()), disp: 0 }
         };
         let to = place(&self.out, pointers[2]);
-        let at: Vec<Addr> = std::iter::once(to)
-            .chain(self.extras.iter().zip(&pointers[4..]).map(|(o, &p)| place(o, p)))
-            .collect();
+        let at: Vec<Addr> =
+            std::iter::once(to).chain(self.extras.iter().zip(&pointers[4..]).map(|(o, &p)| place(o, p))).collect();
         let inputs: Vec<Operand> = std::iter::once(&self.out).chain(&self.extras).cloned().collect();
         let mut group = RowGroup { inputs: &inputs, at: &at, first: Some(Lanes::I32([acc; 2])), count: 1 };
         run_group(e, &self.lane, &mut group, &self.out, to);

@@ -76,8 +76,23 @@ fn is_integer_instruction(name: &str) -> bool {
 
 fn is_data_movement(name: &str) -> bool {
     const STEMS: [&str; 17] = [
-        "mov", "broadcast", "shuf", "unpck", "blend", "insert", "extract", "perm", "and", "or", "xor", "lddqu", "maskmov",
-        "gather", "scatter", "compress", "expand",
+        "mov",
+        "broadcast",
+        "shuf",
+        "unpck",
+        "blend",
+        "insert",
+        "extract",
+        "perm",
+        "and",
+        "or",
+        "xor",
+        "lddqu",
+        "maskmov",
+        "gather",
+        "scatter",
+        "compress",
+        "expand",
     ];
     STEMS.iter().any(|stem| name.starts_with(stem))
 }

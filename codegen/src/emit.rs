@@ -4,7 +4,9 @@
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8X16, I64};
-use cranelift_codegen::ir::{AbiParam, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Type, Value};
+use cranelift_codegen::ir::{
+    AbiParam, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Type, Value,
+};
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use vitc_ir::Elem;
@@ -103,11 +105,21 @@ impl<'a> Emit<'a> {
     }
 
     pub(crate) fn add_imm(&mut self, a: Value, imm: i64) -> Value {
-        if imm == 0 { a } else { let c = self.iconst(imm); self.b.ins().iadd(a, c) }
+        if imm == 0 {
+            a
+        } else {
+            let c = self.iconst(imm);
+            self.b.ins().iadd(a, c)
+        }
     }
 
     pub(crate) fn mul_imm(&mut self, a: Value, imm: i64) -> Value {
-        if imm == 1 { a } else { let c = self.iconst(imm); self.b.ins().imul(a, c) }
+        if imm == 1 {
+            a
+        } else {
+            let c = self.iconst(imm);
+            self.b.ins().imul(a, c)
+        }
     }
 
     /// `a + i * stride`.
@@ -154,9 +166,15 @@ impl<'a> Emit<'a> {
     /// The low bytes of a 64-bit value as an element.
     pub(crate) fn store_elem(&mut self, elem: Elem, v: Value, a: Addr) {
         match elem.bytes() {
-            1 => { self.b.ins().istore8(flags(), v, a.base, a.disp); }
-            2 => { self.b.ins().istore16(flags(), v, a.base, a.disp); }
-            4 => { self.b.ins().istore32(flags(), v, a.base, a.disp); }
+            1 => {
+                self.b.ins().istore8(flags(), v, a.base, a.disp);
+            }
+            2 => {
+                self.b.ins().istore16(flags(), v, a.base, a.disp);
+            }
+            4 => {
+                self.b.ins().istore32(flags(), v, a.base, a.disp);
+            }
             _ => self.store(v, a),
         }
     }
@@ -206,7 +224,10 @@ impl<'a> Emit<'a> {
         let initial: Vec<Value> = std::iter::once(from).chain(carried.iter().copied()).collect();
         let params: Vec<Value> = initial
             .iter()
-            .map(|&v| { let ty = self.b.func.dfg.value_type(v); self.b.append_block_param(head, ty) })
+            .map(|&v| {
+                let ty = self.b.func.dfg.value_type(v);
+                self.b.append_block_param(head, ty)
+            })
             .collect();
         self.b.ins().jump(head, &Self::args(&initial));
         self.b.switch_to_block(head);
@@ -239,14 +260,20 @@ impl<'a> Emit<'a> {
         let initial: Vec<Value> = std::iter::once(left).chain(carried.iter().copied()).collect();
         let params: Vec<Value> = initial
             .iter()
-            .map(|&v| { let ty = self.b.func.dfg.value_type(v); self.b.append_block_param(inside, ty) })
+            .map(|&v| {
+                let ty = self.b.func.dfg.value_type(v);
+                self.b.append_block_param(inside, ty)
+            })
             .collect();
         self.b.ins().jump(inside, &Self::args(&initial));
         self.b.switch_to_block(inside);
         let mut next = body(self, &params[1..]);
         let results: Vec<Value> = next
             .iter()
-            .map(|&v| { let ty = self.b.func.dfg.value_type(v); self.b.append_block_param(after, ty) })
+            .map(|&v| {
+                let ty = self.b.func.dfg.value_type(v);
+                self.b.append_block_param(after, ty)
+            })
             .collect();
         let left = self.add_imm(params[0], -1);
         let out = Self::args(&next);
@@ -313,4 +340,3 @@ impl<'a> Emit<'a> {
 pub(crate) fn flags() -> MemFlagsData {
     MemFlagsData::new().with_notrap().with_endianness(Endianness::Little)
 }
-

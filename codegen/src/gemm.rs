@@ -366,12 +366,8 @@ impl Gemm {
         let b = e.at(bases.b, panel, self.k4() as i64 * width);
         let corrections = bases.corrections.map(|c| e.at(c, panel, 4 * width));
         let out = e.at(bases.out, panel, self.out.column_stride() * width);
-        let extras: Vec<Value> = self
-            .extras
-            .iter()
-            .zip(&bases.extras)
-            .map(|(o, &x)| e.at(x, panel, o.column_stride() * width))
-            .collect();
+        let extras: Vec<Value> =
+            self.extras.iter().zip(&bases.extras).map(|(o, &x)| e.at(x, panel, o.column_stride() * width)).collect();
         self.each_tile(e, count, |e, row, rows| {
             let tile = Tile {
                 rows,
@@ -593,7 +589,16 @@ impl Gemm {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn interleave(&self, e: &mut Emit<'_>, b: &Operand, stride: i64, from: Value, to: Value, rows: usize, columns: usize) {
+    fn interleave(
+        &self,
+        e: &mut Emit<'_>,
+        b: &Operand,
+        stride: i64,
+        from: Value,
+        to: Value,
+        rows: usize,
+        columns: usize,
+    ) {
         let zero = e.constant(I8X16, 0);
         let flip = self.flip(b).then(|| e.constant(I8X16, -128));
         let r: Vec<Value> = (0..4)

@@ -35,7 +35,8 @@ impl JITMemoryProvider for Provider {
     fn allocate(&mut self, size: usize, align: u64, _kind: JITMemoryKind) -> io::Result<*mut u8> {
         let align = usize::try_from(align).map_err(io::Error::other)?;
         self.0.with(|regions| {
-            let fits = |r: &Region| r.used.next_multiple_of(align).checked_add(size).is_some_and(|end| end <= r.pages.len());
+            let fits =
+                |r: &Region| r.used.next_multiple_of(align).checked_add(size).is_some_and(|end| end <= r.pages.len());
             if !regions.last().is_some_and(fits) {
                 let pages = MappedRegion::new_writable(size.max(REGION)).map_err(io::Error::other)?;
                 regions.push(Region { pages, used: 0 });

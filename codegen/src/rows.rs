@@ -54,8 +54,7 @@ impl Rows {
         let (begin, end) = (e.begin, e.end);
         e.for_range(begin, end, 1, &[], |e, row, _| {
             let indices = split_index(e, row, &self.sizes);
-            let at: Vec<Value> =
-                self.operands.iter().zip(&pointers).map(|(o, &p)| o.base(e, p, &indices)).collect();
+            let at: Vec<Value> = self.operands.iter().zip(&pointers).map(|(o, &p)| o.base(e, p, &indices)).collect();
             self.row(e, &at);
             Vec::new()
         });
@@ -272,11 +271,8 @@ impl Rows {
         let by = e.b.ins().iconst(I32, i64::from(shift));
         let out = self.operands[3].elem;
         self.each_group(e, &[], |e, i, count, _| {
-            let (x, gamma, beta) = (
-                self.group(e, 0, at, i, count),
-                self.group(e, 1, at, i, count),
-                self.group(e, 2, at, i, count),
-            );
+            let (x, gamma, beta) =
+                (self.group(e, 0, at, i, count), self.group(e, 1, at, i, count), self.group(e, 2, at, i, count));
             let (x, gamma, beta) = (words(e, x), words(e, gamma), words(e, beta));
             let y = [0, 1].map(|h| {
                 let d = e.b.ins().imul(x[h], c);

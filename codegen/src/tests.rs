@@ -143,7 +143,14 @@ fn check_at(m: &Module, tier: Tier, batch: usize, threads: usize, seed: u64, ran
     for (o, e) in out.iter().zip(&expected) {
         let (got, want) = (o.view().bytes().to_vec(), bytes_of(e));
         let first = got.iter().zip(&want).position(|(a, b)| a != b);
-        assert!(got == want, "tier {tier:?}, batch {batch}: byte {first:?} of {} differs", want.len());
+        let near = |b: &[u8]| first.map(|i| b[i..b.len().min(i + 8)].to_vec());
+        assert!(
+            got == want,
+            "{tier:?}, batch {batch}: byte {first:?} of {}: {:?}, wants {:?}",
+            want.len(),
+            near(&got),
+            near(&want)
+        );
     }
 }
 

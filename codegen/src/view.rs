@@ -225,7 +225,11 @@ impl Nest {
         let mut out = Nest { sizes: Vec::new(), strides: vec![Vec::new(); self.strides.len()] };
         for (i, &size) in self.sizes.iter().enumerate() {
             let continues = out.sizes.last().is_some_and(|outer| outer.times(size).is_some())
-                && self.strides.iter().zip(&out.strides).all(|(s, o)| s[i].times(size).is_some_and(|t| o.last() == Some(&t)));
+                && self
+                    .strides
+                    .iter()
+                    .zip(&out.strides)
+                    .all(|(s, o)| s[i].times(size).is_some_and(|t| o.last() == Some(&t)));
             if continues && let Some(outer) = out.sizes.last_mut() {
                 *outer = outer.times(size).expect("checked above");
                 out.strides.iter_mut().zip(&self.strides).for_each(|(o, s)| *o.last_mut().expect("not empty") = s[i]);
@@ -240,7 +244,8 @@ impl Nest {
 
 /// The largest size that ends at a boundary of no operand's innermost factor but divides them all.
 fn common_size(left: &[Vec<Factor>]) -> Result<Dim, String> {
-    let mut innermost = left.iter().map(|l| l.last().map(|f| f.size).ok_or("operands differ in their number of elements"));
+    let mut innermost =
+        left.iter().map(|l| l.last().map(|f| f.size).ok_or("operands differ in their number of elements"));
     let mut size = innermost.next().ok_or("no operands")??;
     for other in innermost {
         let other = other?;

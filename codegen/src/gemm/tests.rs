@@ -148,7 +148,12 @@ fn measure() {
             .collect();
         times.sort_by(f64::total_cmp);
         let macs = (m * k * n) as f64;
-        println!("{m}x{k}x{n}: median {:.1} best {:.1} GMAC/s, code {} bytes", macs / times[150] / 1e9, macs / times[5] / 1e9, kernel.code.len());
+        println!(
+            "{m}x{k}x{n}: median {:.1} best {:.1} GMAC/s, code {} bytes",
+            macs / times[150] / 1e9,
+            macs / times[5] / 1e9,
+            kernel.code.len()
+        );
         if std::env::var_os("DUMP").is_some() {
             println!("{}", crate::disassemble(&kernel.code));
         }

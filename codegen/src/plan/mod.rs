@@ -305,7 +305,8 @@ impl<M: Backend> Planner<'_, M> {
                 zero_point: quant.map_or(0, |q| q.zero_point),
             });
             let (base, view) = resolve(module, value).map_err(refuse)?;
-            let straight = View::contiguous(&ty.shape).is_some_and(|c| c == view) && module.ty(base).bytes() == ty.bytes();
+            let straight =
+                View::contiguous(&ty.shape).is_some_and(|c| c == view) && module.ty(base).bytes() == ty.bytes();
             let free = matches!(module.values[base.0 as usize].def, Def::Node(_)) && !self.buffers.contains_key(&base);
             if straight && free {
                 self.buffers.insert(base, Buffer::Output(n));
@@ -375,7 +376,11 @@ fn spread(view: &View, from: &Shape, access: Access, shape: &Shape, channel: usi
 fn flat_over(view: &View, shape: &Shape, dims: &[usize]) -> Vec<Factor> {
     dims.iter()
         .flat_map(|&d| {
-            if view.dims[d].is_empty() { vec![Factor { size: shape.0[d], stride: Lin::ZERO }] } else { view.dims[d].clone() }
+            if view.dims[d].is_empty() {
+                vec![Factor { size: shape.0[d], stride: Lin::ZERO }]
+            } else {
+                view.dims[d].clone()
+            }
         })
         .collect()
 }

@@ -40,7 +40,8 @@ impl<M: Backend> Planner<'_, M> {
         let nest = Nest::joint(&lists)?;
         let (sizes, columns) = split(&nest)?;
         let operand = |i: usize, offset| operand_of(&nest, i, elem, offset);
-        let spec = Copy { sizes: sizes.clone(), columns, from: operand(0, from.1.offset)?, to: operand(1, to.1.offset)? };
+        let spec =
+            Copy { sizes: sizes.clone(), columns, from: operand(0, from.1.offset)?, to: operand(1, to.1.offset)? };
         let items = if columns.is_none() { nest.sizes[0] } else { product_of(&sizes)? };
         let name = format!("copy_{}{}", elem.name(), columns.map_or(String::new(), |n| format!("__n{n}")));
         let grain = spec.grain();
@@ -120,7 +121,9 @@ pub(super) fn split(nest: &Nest) -> Lowered<(Vec<Dim>, Option<usize>)> {
     match &nest.sizes[..] {
         [] => Ok((vec![], Some(1))),
         [_] => Ok((vec![], None)),
-        [rows @ .., columns] => Ok((rows.to_vec(), Some(columns.as_fixed().ok_or("columns that grow with the batch")?))),
+        [rows @ .., columns] => {
+            Ok((rows.to_vec(), Some(columns.as_fixed().ok_or("columns that grow with the batch")?)))
+        }
     }
 }
 

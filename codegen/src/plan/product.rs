@@ -43,7 +43,8 @@ impl<M: Backend> Planner<'_, M> {
 
     fn bias_program(&self, extras: &[ValueId]) -> Program {
         let input = |access| Input { elem: Elem::I32, access };
-        let mut program = Program { inputs: vec![input(Access::Element)], insts: vec![Inst::Load(0)], output: Elem::I32 };
+        let mut program =
+            Program { inputs: vec![input(Access::Element)], insts: vec![Inst::Load(0)], output: Elem::I32 };
         if !extras.is_empty() {
             program.inputs.push(input(Access::Channel));
             program.insts.extend([Inst::Load(1), Inst::Add(0, 1)]);
@@ -61,9 +62,7 @@ impl<M: Backend> Planner<'_, M> {
         let (a, b) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.operands[1]).clone());
         let k = a.shape.last_fixed().ok_or("K grows with the batch")?;
         let n = result.shape.last_fixed().ok_or("N grows with the batch")?;
-        let with = |last: [vitc_ir::Dim; 2]| {
-            Shape(result.shape.0[..rank - 2].iter().copied().chain(last).collect())
-        };
+        let with = |last: [vitc_ir::Dim; 2]| Shape(result.shape.0[..rank - 2].iter().copied().chain(last).collect());
         let (a_buffer, a_view) = self.operand(node.operands[0])?;
         let a_view = a_view.broadcast(&a.shape, &with([result.shape.0[rank - 2], k.into()]));
         let zeros = zero_points(a.elem, a_zero, b.elem, b_zero)?;
@@ -71,7 +70,14 @@ impl<M: Backend> Planner<'_, M> {
         let packed = self.const_of(node.operands[1]).filter(|_| single).map(|c| row_major(c, k, n));
         let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
         let rows: Vec<usize> = (0..rank - 1).collect();
-        let mut builder = Product { rows, columns: rank - 1, shape: result.shape.clone(), views: vec![], elems: vec![], inner: vec![] };
+        let mut builder = Product {
+            rows,
+            columns: rank - 1,
+            shape: result.shape.clone(),
+            views: vec![],
+            elems: vec![],
+            inner: vec![],
+        };
         builder.push(&a_view, a.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(rank - 1..rank))?);
         let (b_buffer, corrections, matrix) = match packed {
@@ -96,13 +102,25 @@ impl<M: Backend> Planner<'_, M> {
         self.gemm(node, parts, builder, sides, Numbers { k, n, zeros, macs, channel: rank - 1 }, reading)
     }
 
-    fn gemm(&mut self, node: &Node, parts: Parts, mut p: Product, sides: Sides, n: Numbers, reading: Reading) -> Lowered {
+    fn gemm(
+        &mut self,
+        node: &Node,
+        parts: Parts,
+        mut p: Product,
+        sides: Sides,
+        n: Numbers,
+        reading: Reading,
+    ) -> Lowered {
         let to = self.buffer(node.result)?;
         let mut args = vec![sides.a, sides.b, to, sides.corrections.unwrap_or(to)];
         for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
             let (buffer, view) = self.operand(v)?;
             let view = spread(&view, &self.module.ty(v).shape, input.access, &p.shape, n.channel)?;
-            let columns = if input.access == Access::Table { Columns::Table } else { Columns::of(&view.flat(p.columns..p.columns + 1))? };
+            let columns = if input.access == Access::Table {
+                Columns::Table
+            } else {
+                Columns::of(&view.flat(p.columns..p.columns + 1))?
+            };
             p.push(&view, input.elem, columns);
             args.push(buffer);
         }
@@ -141,7 +159,14 @@ impl<M: Backend> Planner<'_, M> {
     }
 
     /// Packs constant weights and, when a has a zero point, their corrections.
-    fn weights(&mut self, k: usize, n: usize, mut plain: Vec<u8>, elem: Elem, zeros: (i64, i64)) -> (Buffer, Option<Buffer>) {
+    fn weights(
+        &mut self,
+        k: usize,
+        n: usize,
+        mut plain: Vec<u8>,
+        elem: Elem,
+        zeros: (i64, i64),
+    ) -> (Buffer, Option<Buffer>) {
         if elem == Elem::U8 {
             plain.iter_mut().for_each(|b| *b ^= 0x80);
         }
@@ -206,7 +231,14 @@ impl<M: Backend> Planner<'_, M> {
         let plain: Vec<u8> = (0..k * n).map(|i| plain[(i % n) * k + i / n]).collect();
         let (b, corrections) = self.weights(k, n, plain, w.elem, zeros);
         let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
-        let mut builder = Product { rows: vec![0, 2, 3], columns: 1, shape: result.shape.clone(), views: vec![], elems: vec![], inner: vec![] };
+        let mut builder = Product {
+            rows: vec![0, 2, 3],
+            columns: 1,
+            shape: result.shape.clone(),
+            views: vec![],
+            elems: vec![],
+            inner: vec![],
+        };
         builder.push(&a, x.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(1..2))?);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;

@@ -30,8 +30,12 @@ impl<M: Backend> Planner<'_, M> {
         if sums {
             out.dims.push(Vec::new());
         }
-        let columns = |v: &View| Columns::of(&v.flat(rank - 1..rank));
-        let (x_columns, out_columns) = (columns(&view)?, if sums { Columns::Same } else { columns(&out)? });
+        // A repeated element is still loaded once for each column: sums must not see more columns than there are.
+        let columns = |v: &View| match Columns::of(&v.flat(rank - 1..rank)) {
+            Ok(Columns::Same) => Ok(Columns::Stride(0)),
+            other => other,
+        };
+        let (x_columns, out_columns) = (columns(&view)?, columns(&out)?);
         let rows: Vec<usize> = (0..rank - 1).collect();
         let views = [(&view, x.elem), (&out, result.elem)];
         let (sizes, mut operands) = joint(&views, &x.shape, &rows, &[x_columns, out_columns])?;

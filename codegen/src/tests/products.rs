@@ -2,7 +2,15 @@
 
 use super::*;
 
-fn matmul(m: &mut Module, a: ValueId, b: ValueId, zeros: (i64, i64), lane: LaneName, extras: &[ValueId], to: Elem) -> ValueId {
+fn matmul(
+    m: &mut Module,
+    a: ValueId,
+    b: ValueId,
+    zeros: (i64, i64),
+    lane: LaneName,
+    extras: &[ValueId],
+    to: Elem,
+) -> ValueId {
     let operands: Vec<ValueId> = [a, b].into_iter().chain(extras.iter().copied()).collect();
     node(m, Op::FusedMatMul { a_zero: zeros.0, b_zero: zeros.1, lane, to }, &operands)
 }
@@ -125,7 +133,8 @@ fn attention(a: Elem, tokens: usize, heads: usize, d: usize) {
     let values = matmul(&mut m, p, v, (0, 3), l, &[], Elem::I32);
     m.output("scores", scores);
     let narrow = lane(&mut m, &[(Elem::I32, Access::Element)], vec![Inst::Load(0), Inst::Shr(0, 9)], Elem::U8);
-    let values = node(&mut m, Op::FusedMap { shape: batched(&[heads, tokens, d]), lane: narrow, to: Elem::U8 }, &[values]);
+    let values =
+        node(&mut m, Op::FusedMap { shape: batched(&[heads, tokens, d]), lane: narrow, to: Elem::U8 }, &[values]);
     let values = view(&mut m, Op::Transpose { perm: vec![0, 2, 1, 3] }, &[values]);
     let values = view(&mut m, Op::Reshape { shape: batched(&[tokens, c]) }, &[values]);
     let w = random_constant(&mut m, &mut Random(8), Elem::I8, &[c, 10], -128, 127);

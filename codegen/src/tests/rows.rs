@@ -5,7 +5,9 @@ use super::*;
 const SIZES: [usize; 7] = [1, 2, 7, 8, 9, 33, 197];
 
 fn exp_table_of(f: u32, bits: u32) -> Vec<i64> {
-    (0..1 << f).map(|i| (255.0 * 2f64.powi(bits as i32) * 2f64.powf(-(i as f64) / f64::from(1 << f))).round() as i64).collect()
+    (0..1 << f)
+        .map(|i| (255.0 * 2f64.powi(bits as i32) * 2f64.powf(-(i as f64) / f64::from(1 << f))).round() as i64)
+        .collect()
 }
 
 #[test]
