@@ -249,7 +249,10 @@ fn step(inst: &Inst, width: Width, done: &[Vec<i64>], out: &mut [i64]) -> bool {
         Inst::Min(a, b) => both(reg(a), reg(b), out, i64::min),
         Inst::Max(a, b) => both(reg(a), reg(b), out, i64::max),
         Inst::Shr(a, s) => each(reg(a), out, |x| x >> s),
-        Inst::RoundShr(a, s) if !wide => each(reg(a), out, |x| (x + (1 << (s - 1))) >> s),
+        Inst::RoundShr(a, s) if !wide => {
+            let half = 1i64 << (s - 1);
+            each(reg(a), out, |x| (x + half) >> s) && reg(a).iter().all(|&x| x + half <= i32::MAX.into())
+        }
         Inst::Clamp(a, lo, hi) => each(reg(a), out, |x| x.clamp(lo, hi)),
         Inst::SelectLess(a, b, c, d) => {
             both(reg(a), reg(b), out, |x, y| i64::from(x < y));
@@ -267,7 +270,7 @@ fn rare(inst: &Inst, done: &[Vec<i64>], out: &mut [i64]) -> bool {
     for (lane, o) in out.iter_mut().enumerate() {
         let reg = |r: u32| done[r as usize][lane];
         let value = match *inst {
-            Inst::Shl(a, s) => 1i64.checked_shl(s).and_then(|p| reg(a).checked_mul(p)),
+            Inst::Shl(a, s) => i64::try_from(i128::from(reg(a)) << s).ok(),
             Inst::RoundShr(a, s) => reg(a).checked_add(1 << (s - 1)).map(|x| x >> s),
             Inst::MulHigh15(a, b) => mul_high15(reg(a), reg(b)),
             _ => None,
