@@ -96,3 +96,51 @@ fn is_data_movement(name: &str) -> bool {
     ];
     STEMS.iter().any(|stem| name.starts_with(stem))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::code_asm::*;
+
+    fn count(f: impl FnOnce(&mut CodeAssembler)) -> usize {
+        let mut a = CodeAssembler::new(64).unwrap();
+        f(&mut a);
+        count_float_instructions(&a.assemble(0).unwrap())
+    }
+
+    #[test]
+    fn arithmetic_and_conversions_count() {
+        let n = count(|a| {
+            a.addps(xmm0, xmm1).unwrap();
+            a.vfmadd231sd(xmm0, xmm1, xmm2).unwrap();
+            a.cvtsi2ss(xmm0, eax).unwrap();
+            a.vcvttps2dq(xmm0, xmm1).unwrap();
+            a.ucomiss(xmm0, xmm1).unwrap();
+            a.sqrtpd(xmm0, xmm1).unwrap();
+            a.roundps(xmm0, xmm1, 0).unwrap();
+            a.maxss(xmm0, xmm1).unwrap();
+            a.fld1().unwrap();
+        });
+        assert_eq!(n, 9);
+    }
+
+    #[test]
+    fn moves_shuffles_logic_and_integers_do_not() {
+        let n = count(|a| {
+            a.movaps(xmm0, xmm1).unwrap();
+            a.movss(xmm0, dword_ptr(rax)).unwrap();
+            a.vbroadcastss(xmm0, dword_ptr(rax)).unwrap();
+            a.movddup(xmm0, xmm1).unwrap();
+            a.shufps(xmm0, xmm1, 0xdd).unwrap();
+            a.xorps(xmm0, xmm0).unwrap();
+            a.vpdpbusd(xmm0, xmm1, xmm2).unwrap();
+            a.pmaddwd(xmm0, xmm1).unwrap();
+            a.packssdw(xmm0, xmm1).unwrap();
+            a.pabsd(xmm0, xmm1).unwrap();
+            a.movsd().unwrap();
+            a.bts(eax, ecx).unwrap();
+            a.push(rax).unwrap();
+        });
+        assert_eq!(n, 0);
+    }
+}

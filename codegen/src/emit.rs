@@ -283,16 +283,6 @@ impl<'a> Emit<'a> {
         results
     }
 
-    /// The body when `condition` is not zero.
-    pub(crate) fn when(&mut self, condition: Value, body: impl FnOnce(&mut Self)) {
-        let (inside, after) = (self.b.create_block(), self.b.create_block());
-        self.b.ins().brif(condition, inside, &[], after, &[]);
-        self.b.switch_to_block(inside);
-        body(self);
-        self.b.ins().jump(after, &[]);
-        self.b.switch_to_block(after);
-    }
-
     /// `acc + sum of four u*s` in each 32-bit lane: bytes of `u` count as unsigned, those of `s` as signed.
     ///
     /// With [`Features::dot`] this is the tree that Cranelift folds into one dot product instruction; otherwise it goes

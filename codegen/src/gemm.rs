@@ -29,7 +29,7 @@ use vitc_ir::{Dim, Elem};
 
 use crate::emit::{Addr, Emit};
 use crate::lane::{GROUP, LaneSpec, Lanes};
-use crate::operand::{Columns, Operand, RowGroup, run_group, split_index};
+use crate::operand::{Operand, RowGroup, run_group, split_index};
 use crate::view::{Factor, Lin};
 
 /// Columns of a panel of packed weights.
@@ -774,9 +774,6 @@ fn interleave(e: &mut Emit<'_>, a: Value, b: Value, unit: usize, from: usize) ->
     let mask = e.b.func.dfg.immediates.push(mask.into());
     e.b.ins().shuffle(a, b, mask)
 }
-
-/// The columns of an output row.
-pub(crate) const CONTIGUOUS: Columns = Columns::Stride(1);
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_jit::{BranchProtection, JITBuilder, JITMemoryKind, JITMemoryProvider, JITModule};
-use cranelift_module::{FuncId, Module, ModuleError, ModuleResult, default_libcall_names};
+use cranelift_module::{FuncId, ModuleError, ModuleResult, default_libcall_names};
 use vitc_runtime::{KernelFn, MappedRegion};
 
 use crate::CodegenError;

@@ -1,7 +1,6 @@
 //! Operands of row-wise kernels: a pointer argument, how rows step through it and how columns do.
 
 use cranelift_codegen::ir::{InstBuilder, Value};
-use vitc_ir::lane::Access;
 use vitc_ir::{Dim, Elem};
 
 use crate::emit::{Addr, Emit};
@@ -162,14 +161,4 @@ pub(crate) fn run_group(e: &mut Emit<'_>, lane: &LaneSpec, group: &mut RowGroup<
         _ => lane::emit(e, lane, count, group),
     };
     out.store(e, packed, to, count);
-}
-
-/// Whether an input steps with rows, columns or both, from its access.
-pub(crate) fn columns_of_access(access: Access) -> Option<Columns> {
-    match access {
-        Access::Element => None,
-        Access::Channel => Some(Columns::Stride(1)),
-        Access::Row | Access::Scalar => Some(Columns::Same),
-        Access::Table => Some(Columns::Table),
-    }
 }

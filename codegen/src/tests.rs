@@ -159,8 +159,3 @@ fn requantize(m: &mut Module, extra: &[(Elem, Access)], output: Elem, shift: u32
     let insts = vec![Inst::Load(0), Inst::Load(1), Inst::MulWide(0, 1), Inst::RoundShr(2, shift)];
     lane(m, &inputs, insts, output)
 }
-
-#[allow(dead_code)]
-fn width(w: Width) -> Width {
-    w
-}

@@ -24,10 +24,6 @@ impl Lin {
         Lin { fixed, per_batch: 0 }
     }
 
-    fn of(d: Dim) -> Lin {
-        if d.batch { Lin { fixed: 0, per_batch: d.size as i64 } } else { Lin::fixed(d.size as i64) }
-    }
-
     pub(crate) fn scaled(self, by: i64) -> Lin {
         Lin { fixed: self.fixed * by, per_batch: self.per_batch * by }
     }
@@ -117,7 +113,7 @@ impl View {
             [outer, ref inner @ ..] if step == 1 => {
                 let inner = inner.to_vec();
                 let period = product(&inner).and_then(Dim::as_fixed).ok_or_else(not_affine)?;
-                if start % period != 0 || len % period != 0 {
+                if !start.is_multiple_of(period) || !len.is_multiple_of(period) {
                     return Err(not_affine());
                 }
                 view.offset = view.offset.plus(outer.stride.scaled((start / period) as i64));
@@ -289,8 +285,8 @@ pub(crate) fn is_view_node(module: &Module, node: &vitc_ir::Node) -> bool {
 
 /// Whether `value`, seen through the movement nodes without a place that lead to it, can be addressed as a view.
 ///
-/// A planner leaves a movement node without a place only when this holds for its result; the kernels that consume the view
-/// may still ask for more (see [`crate::is_plan_supported`]).
+/// A planner leaves a movement node without a place only when this holds for its result; a kernel that consumes
+/// the view may still ask for more (one stride along its columns, say) and then refuses with a reason.
 pub fn is_view_supported(module: &Module, value: ValueId) -> bool {
     resolve(module, value).is_ok()
 }

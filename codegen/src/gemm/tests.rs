@@ -5,6 +5,7 @@ use vitc_ir::lane::{Access, Input, Inst, Program};
 use super::*;
 use crate::isa::Tier;
 use crate::kernel::Spec;
+use crate::operand::Columns;
 use crate::testing::{Guarded, Random, Single, compile};
 
 fn operand(elem: Elem, row: usize, columns: Columns) -> Operand {
@@ -17,12 +18,12 @@ fn plain(a: Elem, k: usize, n: usize, lane: LaneSpec, extras: Vec<Operand>) -> G
         sizes: vec![Dim { size: 1, batch: true }],
         k,
         n,
-        a: operand(a, k, CONTIGUOUS),
+        a: operand(a, k, Columns::Stride(1)),
         reading: Reading::Direct { segments: 1, run: k, step: 0 },
         weights: Weights::Packed,
         a_zero: 0,
         b_zero: 0,
-        out: operand(lane.program.output, n, CONTIGUOUS),
+        out: operand(lane.program.output, n, Columns::Stride(1)),
         extras,
         lane,
     }
@@ -46,7 +47,7 @@ fn requantize() -> (LaneSpec, Vec<Operand>) {
         ],
         output: Elem::U8,
     };
-    let extras = vec![operand(Elem::I32, 0, CONTIGUOUS), operand(Elem::I32, 0, CONTIGUOUS)];
+    let extras = vec![operand(Elem::I32, 0, Columns::Stride(1)), operand(Elem::I32, 0, Columns::Stride(1))];
     (LaneSpec { program, bits: vec![None, None, Some(32)] }, extras)
 }
 
@@ -158,4 +159,31 @@ fn measure() {
             println!("{}", crate::disassemble(&kernel.code));
         }
     }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn random_sizes_equal_the_reference(m in 1usize..34, k in 1usize..131, n in 1usize..50, seed: u64) {
+        let kernel = compile(Spec::Gemm(plain(Elem::U8, k, n, LaneSpec::identity(), vec![])), Tier::Portable);
+        let case = Case::new(seed, Elem::U8, m, k, n);
+        proptest::prop_assert_eq!(run_plain(&kernel, &case, &[]), case.product(Elem::U8, 0, Elem::I8, 0));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_control_word_survives() {
+    fn control_word() -> u32 {
+        let mut word = 0u32;
+        // SAFETY: stores four bytes to a local variable.
+        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut word) };
+        word
+    }
+    let kernel = compile(Spec::Gemm(plain(Elem::U8, 9, 9, LaneSpec::identity(), vec![])), Tier::Portable);
+    let before = control_word();
+    run_plain(&kernel, &Case::new(1, Elem::U8, 7, 9, 9), &[]);
+    assert_eq!(control_word(), before);
+    assert!(!crate::disassemble(&kernel.code).contains("ldmxcsr"));
 }

@@ -175,11 +175,6 @@ impl<M: Backend> Planner<'_, M> {
         }
     }
 
-    fn ty(&self, v: ValueId) -> (Elem, &Shape) {
-        let ty = self.module.ty(v);
-        (ty.elem, &ty.shape)
-    }
-
     /// The buffer behind a value and the map to its elements.
     fn operand(&mut self, v: ValueId) -> Lowered<(Buffer, View)> {
         let (base, view) = resolve(self.module, v)?;
