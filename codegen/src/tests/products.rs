@@ -195,3 +195,92 @@ fn convolutions() {
     conv(&Window { c: 6, o: 6, k: 3, strides: [1, 1], pads: [1; 4], groups: 6, ..plain });
     conv(&Window { c: 4, o: 6, k: 2, strides: [1, 1], groups: 2, ..plain });
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_a_block() {
+    let (tokens, heads, d) = (197, 3, 64);
+    let c = heads * d;
+    let mut m = module();
+    let mut r = Random(1);
+    let q = input(&mut m, Elem::U8, batched(&[tokens, c]));
+    let k = input(&mut m, Elem::I8, batched(&[tokens, c]));
+    let x = input(&mut m, Elem::I16, batched(&[tokens, c]));
+    let pixels = input(&mut m, Elem::U8, batched(&[3, 224, 224]));
+    let split = batched(&[tokens, heads, d]);
+    let head = |m: &mut Module, x, perm: &[usize]| {
+        let x = view(m, Op::Reshape { shape: split.clone() }, &[x]);
+        view(m, Op::Transpose { perm: perm.to_vec() }, &[x])
+    };
+    let (qh, kt, v) = (head(&mut m, q, &[0, 2, 1, 3]), head(&mut m, k, &[0, 2, 3, 1]), head(&mut m, k, &[0, 2, 1, 3]));
+    let l = identity(&mut m);
+    let scores = matmul(&mut m, qh, kt, (128, 0), l.clone(), &[], Elem::I32);
+    let values: Vec<i64> = (0..32).map(|i| (255.0 * 2f64.powi(20) * 2f64.powf(-f64::from(i) / 32.0)) as i64).collect();
+    let t = constant(&mut m, Elem::I32, &[32], &values);
+    let p = node(&mut m, Op::IntExp { limit: 300_000, multiplier: 5, shift: 9, table_bits: 20 }, &[scores, t]);
+    let s = node(&mut m, Op::IntReduceSum { axis: 3, keep: true }, &[p]);
+    let s = node(&mut m, Op::IntReciprocal { numerator: 1 << 30 }, &[s]);
+    let rq = requantize(&mut m, &[(Elem::I32, Access::Row)], Elem::U8, 34);
+    let y = matmul(&mut m, p, v, (0, 0), rq, &[s], Elem::U8);
+    m.output("attention", y);
+    let gamma = random_constant(&mut m, &mut r, Elem::I32, &[c], -2000, 2000);
+    let op = Op::IntLayerNorm {
+        epsilon: 17,
+        guard: 5,
+        norm_bits: 9,
+        recip_bits: 12,
+        shift: 12,
+        zero_point: 9,
+        to: Elem::U8,
+    };
+    let y = node(&mut m, op, &[x, gamma, gamma]);
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[c, 4 * c], -128, 127);
+    let scale = random_constant(&mut m, &mut r, Elem::I32, &[4 * c], 1 << 30, (1 << 31) - 1);
+    let table = random_constant(&mut m, &mut r, Elem::U8, &[256], 0, 255);
+    let insts = vec![
+        Inst::Load(0),
+        Inst::Load(1),
+        Inst::MulWide(0, 1),
+        Inst::RoundShr(2, 42),
+        Inst::Clamp(3, 0, 255),
+        Inst::Truncate(4),
+        Inst::Table { input: 2, index: 5, bias: 0 },
+    ];
+    let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::U8, Access::Table)];
+    let l = lane(&mut m, &inputs, insts, Elem::U8);
+    let y = matmul(&mut m, y, w, (9, 0), l, &[scale, table], Elem::U8);
+    m.output("gelu", y);
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[c, 3, 16, 16], -128, 127);
+    let scale = random_constant(&mut m, &mut r, Elem::I32, &[c], 1 << 30, (1 << 31) - 1);
+    let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 37);
+    let (strides, pads, dilations) = ([16, 16], [0; 4], [1, 1]);
+    let op = Op::FusedConv2d { strides, pads, dilations, groups: 1, x_zero: 0, lane: l, to: Elem::I16 };
+    let y = node(&mut m, op, &[pixels, w, scale]);
+    m.output("patches", y);
+
+    let compiled = compile(&m, &Options::default()).unwrap();
+    let program = Arc::new(compiled.into_program().unwrap());
+    let mut session = Session::new(program, SessionOptions { threads: 1, ..SessionOptions::default() }).unwrap();
+    let given: Vec<(vitc_runtime::Elem, Vec<usize>, Vec<u8>)> = m
+        .inputs
+        .iter()
+        .map(|i| {
+            let (elem, dims) = (m.ty(i.value).elem, m.ty(i.value).shape.at(1));
+            let bytes = data(&mut r, elem, dims.iter().product(), full(elem)).1;
+            (runtime_elem(elem), dims, bytes)
+        })
+        .collect();
+    let views: Vec<TensorView<'_>> = given.iter().map(|g| TensorView::new(g.0, &g.1, &g.2).unwrap()).collect();
+    let mut best = vec![u64::MAX; session.program().steps().len()];
+    for _ in 0..200 {
+        session.profile(true);
+        session.run(&views, OutputForm::Raw).unwrap();
+        for (b, s) in best.iter_mut().zip(session.step_profiles()) {
+            *b = (*b).min(s.nanos);
+        }
+    }
+    for (s, nanos) in session.program().steps().iter().zip(&best) {
+        let rate = s.macs_per_image as f64 / *nanos as f64;
+        println!("MEASURED {:40} {:8.1} us {rate:6.1} GMAC/s", s.name, *nanos as f64 / 1e3);
+    }
+}
