@@ -77,7 +77,10 @@ fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: bool) 
     match &node.op {
         Op::IntRequant { axis, .. } | Op::IntRequant15 { axis, .. } => {
             let fits = constant(1).is_some_and(|c| channel_access(c) == Access::Scalar || *axis == channel_axis);
-            fits && node.operands[0] == value
+            // the 16-bit high product saturates -2^15 * -2^15 before the zero point is added, the op only after
+            let high = matches!(node.op, Op::IntRequant15 { .. });
+            let exact = !high || constant(1).is_some_and(|c| c.ints().iter().all(|&m| m != i16::MIN.into()));
+            fits && exact && node.operands[0] == value
         }
         Op::IntRequantRows { .. } => !convolution && node.operands[0] == value,
         Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),

@@ -344,3 +344,62 @@ fn drop_stored_clamp(mut program: Program) -> Program {
     }
     program
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vitc_ir::Elem;
+    use vitc_ir::lane::{Access, Input};
+
+    /// A program in which the rule fires.
+    fn instance(rule: &str, a: u32, b: u32) -> Vec<Inst> {
+        use Inst::*;
+        let (wa, wb) = (i64::from(a) + 2, -i64::from(b) - 20);
+        let w32 = Width::W32;
+        match rule {
+            "add-zero" => vec![Load(0), Const(0, w32), Add(0, 1)],
+            "add-constants" => vec![Load(0), Const(wa, w32), Const(wb, w32), Add(0, 1), Add(2, 3)],
+            "multiply-by-power" => vec![Load(0), Const(1 << a, w32), Mul(1, 0)],
+            "shift-zero" => vec![Load(0), Shr(0, 0), Shl(1, 0)],
+            "merge-shifts" => vec![Load(0), Shr(0, a), Shr(1, b)],
+            "merge-round-shift" => vec![Load(0), Shl(0, a.max(b)), RoundShr(1, a.min(b).max(1))],
+            "truncate-widen" => vec![Load(0), Widen(0), Truncate(1)],
+            "merge-clamps" => vec![Load(0), Clamp(0, -9 * wa, 70), Clamp(1, -20, -5 * wb)],
+            "clamp-full-range" => vec![Load(0), Clamp(0, i64::MIN, i64::MAX)],
+            "clamp-then-truncate" => {
+                vec![Load(0), Widen(0), Clamp(1, -50 * wa, 60), Truncate(2), Clamp(3, -20, -5 * wb)]
+            }
+            other => panic!("no instance for {other}"),
+        }
+    }
+
+    #[test]
+    fn every_rule_fires_and_changes_no_value() {
+        for rule in rules() {
+            for seed in 0..64 {
+                let (a, b) = (1 + seed % 8, 1 + seed / 8);
+                let input = Input { elem: Elem::I16, access: Access::Element };
+                let program = Program { inputs: vec![input], insts: instance(rule.name, a, b), output: Elem::I32 };
+                let mut fired = BTreeMap::new();
+                let better = optimize(&program, &mut fired).unwrap();
+                assert!(fired.contains_key(rule.name), "{} did not fire on {:?}", rule.name, program.insts);
+                for x in [-32768, -1000, -129, -128, -1, 0, 1, 7, 127, 128, 255, 4096, 32767] {
+                    let run = |p: &Program| p.eval(|_| x, |_, _| 0);
+                    // a rule may remove an overflow, never add one
+                    if let Ok(value) = run(&program) {
+                        assert_eq!(run(&better), Ok(value), "{} on {x}: {:?} became {:?}", rule.name, program.insts, better.insts);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_store_saturates_so_the_last_clamp_goes() {
+        let input = Input { elem: Elem::I32, access: Access::Element };
+        let insts = vec![Inst::Load(0), Inst::Clamp(0, -128, 127)];
+        let program = Program { inputs: vec![input], insts, output: Elem::I8 };
+        let better = optimize(&program, &mut BTreeMap::new()).unwrap();
+        assert_eq!(better.insts, vec![Inst::Load(0)]);
+    }
+}

@@ -133,7 +133,7 @@ pub fn shift_layernorm_constants(gamma: &[f64], beta: &[f64], scale_out: f64) ->
     let g = gamma.iter().map(|g| (g * root / scale_out * unit).round() as i32).collect();
     let half = 1i64 << (shift - 1);
     let steps: Vec<f64> = beta.iter().map(|b| b / scale_out * 2f64.powi(shift)).collect();
-    if steps.iter().any(|s| !(s.abs() < 2f64.powi(61))) {
+    if !steps.iter().all(|s| s.abs() < 2f64.powi(61)) {
         return None;
     }
     Some((g, steps.iter().map(|s| s.round() as i64 + half).collect(), shift as u32))
