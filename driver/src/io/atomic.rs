@@ -26,6 +26,23 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Resul
     }
 }
 
+/// Fails where [`write_atomically`] would fail before its first byte; for before the long work that makes the content.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let context = || format!("cannot write '{}'", path.display());
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => bail!("'{}' is a folder; give the name of a file in it", path.display()),
+        Ok(meta) if meta.is_file() && meta.permissions().readonly() => {
+            bail!("'{}' is read-only; choose another name or make it writable", path.display())
+        }
+        Ok(meta) if meta.is_file() => {
+            let target = fs::canonicalize(path).with_context(context)?;
+            Temporary::beside(&target).map(drop).with_context(context)
+        }
+        Ok(_) => OpenOptions::new().write(true).open(path).map(drop).with_context(context),
+        Err(_) => Temporary::beside(path).map(drop).with_context(context),
+    }
+}
+
 fn replace(
     target: &Path,
     permissions: Option<Permissions>,
@@ -146,6 +163,15 @@ mod tests {
         permissions.set_readonly(true);
         fs::set_permissions(&path, permissions).unwrap();
         assert!(message(&path).contains("is read-only"));
+        for (path, writable) in [
+            (dir.path().join("new.txt"), true),
+            (dir.path().join("none/a.txt"), false),
+            (path.clone(), false),
+            (dir.path().to_owned(), false),
+        ] {
+            assert_eq!(check_writable(&path).is_ok(), writable, "{}", path.display());
+        }
+        assert_eq!(names(dir.path()), ["fixed.txt"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
     }
 

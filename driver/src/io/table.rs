@@ -23,6 +23,11 @@ impl Cell {
         Self { text: "-".to_owned(), value: Value::Null }
     }
 
+    /// What it is in JSON.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
     /// Any JSON value with its own text.
     pub fn shown_as(text: impl Into<String>, value: impl Into<Value>) -> Self {
         Self { text: text.into(), value: value.into() }

@@ -1,0 +1,131 @@
+//! The compiler facade: options in, a compiled module out.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use vitc_ir::{Module, Stage};
+use vitc_passes::integerize::Nonlinear;
+use vitc_passes::quantize::Observer;
+
+use crate::artifact;
+use crate::calibrate::Calibration;
+use crate::error::Failure;
+use crate::io::image::Preprocess;
+use crate::walk::{self, Journal, WalkOptions};
+
+/// Compiles models. Every setting has a sensible default except the calibration, without which seeded noise is used.
+#[derive(Clone, Debug, Default)]
+pub struct Compiler {
+    options: WalkOptions,
+    import: vitc_onnx::Options,
+}
+
+/// A module of stage `plan`, ready to run or to save, and what the rooms reported.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The plan.
+    pub module: Module,
+    /// What happened on the way; empty for a loaded artifact.
+    pub journal: Journal,
+}
+
+impl Compiler {
+    /// A compiler with default options.
+    pub fn new() -> Compiler {
+        Compiler::default()
+    }
+
+    /// What to calibrate on.
+    pub fn calibration(mut self, calibration: Calibration) -> Compiler {
+        self.options.calibration = calibration;
+        self
+    }
+
+    /// How images become the model's input. The default is ImageNet's preprocessing at the model's input size.
+    pub fn preprocess(mut self, preprocess: Preprocess) -> Compiler {
+        self.options.preprocess = Some(preprocess);
+        self
+    }
+
+    /// Which integer forms the nonlinear ops may take.
+    pub fn nonlinear(mut self, nonlinear: Nonlinear) -> Compiler {
+        self.options.nonlinear = nonlinear;
+        self
+    }
+
+    /// How ranges are chosen.
+    pub fn observer(mut self, observer: Observer) -> Compiler {
+        self.options.observer = observer;
+        self
+    }
+
+    /// Threads for calibration.
+    pub fn threads(mut self, threads: usize) -> Compiler {
+        self.options.threads = threads.max(1);
+        self
+    }
+
+    /// Show progress bars on a terminal.
+    pub fn progress(mut self, show: bool) -> Compiler {
+        self.options.quiet = !show;
+        self
+    }
+
+    /// Imports an ONNX file, without compiling it.
+    pub fn import(&self, path: impl AsRef<Path>) -> Result<Module> {
+        let path = path.as_ref();
+        vitc_onnx::import_file(path, &self.import).map_err(|e| {
+            let context = format!("cannot import {}", path.display());
+            match e {
+                vitc_onnx::ImportError::Unsupported(d) => anyhow::Error::from(Failure::Unsupported(d)).context(context),
+                other => anyhow::Error::from(other).context(context),
+            }
+        })
+    }
+
+    /// Compiles an ONNX file.
+    pub fn compile_file(&self, path: impl AsRef<Path>) -> Result<Compiled> {
+        self.compile(self.import(path)?)
+    }
+
+    /// Compiles a module of any stage.
+    pub fn compile(&self, module: Module) -> Result<Compiled> {
+        let (module, journal) = self.advance(module, Stage::Plan)?;
+        Ok(Compiled { module, journal })
+    }
+
+    /// Takes a module of any stage to a later one.
+    pub fn advance(&self, module: Module, to: Stage) -> Result<(Module, Journal)> {
+        let mut options = self.options.clone();
+        if options.preprocess.is_none() {
+            options.preprocess = default_preprocess(&module);
+        }
+        if let Some(p) = &options.preprocess {
+            p.validate().context("the preprocessing is not valid")?;
+        }
+        let mut journal = Journal::default();
+        let module = walk::advance(module, to, &options, &mut journal)?;
+        Ok((module, journal))
+    }
+}
+
+/// ImageNet's preprocessing at the size of a module's only input, when that input is an image.
+fn default_preprocess(module: &Module) -> Option<Preprocess> {
+    let [input] = module.inputs.as_slice() else { return None };
+    let dims = &module.ty(input.value).shape.0;
+    let [_, channels, height, width] = dims.as_slice() else { return None };
+    let (channels, height, width) = (channels.as_fixed()?, height.as_fixed()?, width.as_fixed()?);
+    matches!(channels, 1 | 3).then(|| Preprocess::for_input(height, width, channels))
+}
+
+impl Compiled {
+    /// Writes the artifact: one file, all or nothing.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        artifact::save(&self.module, path.as_ref())
+    }
+
+    /// Opens an artifact by memory map.
+    pub fn open(path: impl AsRef<Path>) -> Result<Compiled> {
+        Ok(Compiled { module: artifact::open(path.as_ref())?, journal: Journal::default() })
+    }
+}

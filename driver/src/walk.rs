@@ -1,0 +1,135 @@
+//! The walk: takes a module through the rooms, one stage at a time, with the verifier between all of them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use vitc_ir::{Module, Stage, verify};
+use vitc_passes::clean::{self, CleanOptions, Pixels};
+use vitc_passes::integerize::{self, Nonlinear, Report};
+use vitc_passes::plan::{self, Target};
+use vitc_passes::quantize::{self, Observer, QuantOptions};
+use vitc_passes::{fuse, shape};
+
+use crate::calibrate::{self, Calibration};
+use crate::error::Failure;
+use crate::io::image::Preprocess;
+
+/// What decides the outcome of the walk.
+#[derive(Clone, Debug)]
+pub struct WalkOptions {
+    /// Images or noise to calibrate on.
+    pub calibration: Calibration,
+    /// How images become the model's input; `None` for models that do not take images.
+    pub preprocess: Option<Preprocess>,
+    /// How ranges are chosen.
+    pub observer: Observer,
+    /// Integer forms of the nonlinear ops.
+    pub nonlinear: Nonlinear,
+    /// Threads for calibration. They do not change the result.
+    pub threads: usize,
+    /// No progress bar.
+    pub quiet: bool,
+}
+
+impl Default for WalkOptions {
+    fn default() -> WalkOptions {
+        WalkOptions {
+            calibration: Calibration::Synthetic { images: 8 },
+            preprocess: None,
+            observer: Observer::MinMax,
+            nonlinear: Nonlinear::Auto,
+            threads: available_threads(),
+            quiet: true,
+        }
+    }
+}
+
+/// Cores this process may use.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// What the rooms reported on the way.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
+    /// How often each rule of `clean` fired.
+    pub cleaned: BTreeMap<String, usize>,
+    /// The report of `integerize`.
+    pub integerized: Option<Report>,
+    /// How often each lane rule fired in `fuse`.
+    pub lanes: BTreeMap<String, usize>,
+    /// Calibration images used.
+    pub calibration_images: usize,
+    /// Time each room took.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+/// Key of the preprocessing in a module's notes.
+pub const PREPROCESS_KEY: &str = "preprocess";
+
+/// Takes a module from its stage to `to`. A module already there is only verified.
+pub fn advance(mut module: Module, to: Stage, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
+    check(&module)?;
+    while module.stage < to {
+        let started = Instant::now();
+        let from = module.stage;
+        module = room(module, options, journal)?;
+        journal.times.push((module.stage.word(), started.elapsed()));
+        check(&module).with_context(|| format!("after {}: this is a bug in vitc", module.stage.word()))?;
+        debug_assert!(module.stage > from);
+    }
+    Ok(module)
+}
+
+fn check(module: &Module) -> Result<()> {
+    verify::verify(module)
+        .map_err(|d| Failure::invalid(format!("module \"{}\" is not well-formed", module.name), d).into())
+}
+
+/// The one room behind the module's stage.
+fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
+    let unsupported = |d| anyhow::Error::from(Failure::Unsupported(d));
+    match module.stage {
+        Stage::Import => {
+            let pixels = options.preprocess.as_ref().map(|p| Pixels { mean: p.mean.clone(), std: p.std.clone() });
+            let cleaned = clean::run(&module, &CleanOptions { pixels }).map_err(unsupported)?;
+            journal.cleaned = cleaned.fired.iter().map(|(rule, n)| (rule.to_string(), *n)).collect();
+            let mut module = cleaned.module;
+            if let Some(p) = &options.preprocess {
+                module.meta.insert(PREPROCESS_KEY.into(), serde_json::to_string(p)?);
+            }
+            Ok(module)
+        }
+        Stage::Clean => shape::run(&module).map_err(unsupported),
+        Stage::Shape => {
+            let quant = QuantOptions { observer: options.observer, threads: options.threads };
+            let observed = calibrate::observe(&module, options, &quant)?;
+            journal.calibration_images = observed.images;
+            quantize::run(&module, &observed.calibration, &quant).map_err(unsupported)
+        }
+        Stage::Quantize => {
+            let chosen = integerize::Options { nonlinear: options.nonlinear, ..Default::default() };
+            let (module, report) = integerize::run(&module, &chosen).map_err(unsupported)?;
+            journal.integerized = Some(report);
+            Ok(module)
+        }
+        Stage::Integerize => {
+            let (module, fired) = fuse::run(&module).map_err(unsupported)?;
+            journal.lanes = fired;
+            Ok(module)
+        }
+        Stage::Fuse => {
+            let target =
+                Target { weight_layout: &vitc_codegen::weight_layout, is_view: &vitc_codegen::is_view_supported };
+            plan::run(&module, &target).map_err(unsupported)
+        }
+        Stage::Plan => Ok(module),
+    }
+}
+
+/// The preprocessing recorded in a module.
+pub fn preprocess_of(module: &Module) -> Result<Option<Preprocess>> {
+    let note = module.meta.get(PREPROCESS_KEY);
+    note.map(|text| serde_json::from_str(text).context("the recorded preprocessing is not readable")).transpose()
+}
