@@ -1,2 +1,6 @@
 //! The `vitc` command.
-fn main() {}
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    vitc::command::main(std::env::args_os()).into()
+}

@@ -16,8 +16,11 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 
 use crate::error::Failure;
+use crate::io::image::Preprocess;
+use crate::io::table::Cell;
 
 /// Compiles ONNX Vision Transformers to integer-only native code.
 #[derive(Debug, Parser)]
@@ -101,6 +104,14 @@ pub(crate) fn say(text: &str) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done.context("cannot write to standard output")?),
     }
+}
+
+/// Preprocessing in words, and as JSON with its numbers as short as they were given.
+pub(crate) fn preprocess_cell(p: Option<&Preprocess>) -> Result<Cell> {
+    Ok(match p {
+        Some(p) => Cell::shown_as(p.to_string(), serde_json::from_str::<Value>(&serde_json::to_string(p)?)?),
+        None => Cell::none(),
+    })
 }
 
 /// Prints a remark to standard error, unless the user wants none.

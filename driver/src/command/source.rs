@@ -1,0 +1,304 @@
+//! Where a model comes from: an ONNX file, a `.vir` text or a `.vitc` artifact, with the flags that decide how the first two
+//! are compiled.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::ValueEnum;
+use vitc_codegen::Tier;
+use vitc_ir::{Module, Stage, text};
+use vitc_passes::integerize::Nonlinear;
+use vitc_passes::quantize::Observer;
+
+use super::Global;
+use crate::artifact;
+use crate::calibrate::{Calibration, DEFAULT_IMAGES};
+use crate::compiler::{Compiled, Compiler};
+use crate::error::Failure;
+use crate::io::image::{Filter, Preprocess};
+use crate::model::Model;
+use crate::walk::{Journal, available_threads};
+
+/// How to compile.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CompileFlags {
+    /// Folder of images to calibrate on, or `synthetic` for seeded noise (for timing only: ranges will be wrong).
+    #[arg(long, value_name = "DIR|synthetic")]
+    pub calibrate: Option<String>,
+    /// Use at most so many calibration images, spread evenly over the folder.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_IMAGES)]
+    pub calibrate_images: usize,
+    /// How the range of an activation is chosen: `min-max`, `mse`, or `percentile:P` with P such as 99.99.
+    #[arg(long, value_name = "OBSERVER", default_value = "min-max", value_parser = parse_observer)]
+    pub observer: Observer,
+    /// Integer forms of GELU, softmax and LayerNorm: the cheapest within the error budget, or the published shift forms.
+    #[arg(long, value_enum, default_value_t = NonlinearFlag::Auto)]
+    pub nonlinear: NonlinearFlag,
+    /// Kernels to run: `auto` takes the fastest tier of this machine.
+    #[arg(long, value_name = "TIER", default_value = "auto", value_parser = ["auto", "portable", "baseline"])]
+    pub tier: String,
+    /// Threads (default: the cores this process may use). Results do not depend on it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// How images become the input.
+    #[command(flatten)]
+    pub image: ImageFlags,
+}
+
+/// How images become the model's input. What is not given is ImageNet's at the model's input size.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Images (default: ImageNet's at the model's input size)")]
+pub struct ImageFlags {
+    /// Length of the short side after resizing.
+    #[arg(long, value_name = "PIXELS")]
+    pub resize: Option<usize>,
+    /// Centre crop after resizing: `SIDE` or `HEIGHTxWIDTH`; must be the model's input size.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub crop: Option<(usize, usize)>,
+    /// Resampling filter, with antialias as in PIL.
+    #[arg(long, value_enum)]
+    pub filter: Option<Filter>,
+    /// Mean of each channel, of pixels scaled to 0..1.
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
+    pub mean: Option<Vec<f32>>,
+    /// Standard deviation of each channel.
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
+    pub std: Option<Vec<f32>>,
+}
+
+/// `--nonlinear`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NonlinearFlag {
+    /// The cheapest form within the error budget.
+    Auto,
+    /// The published shift forms (I-ViT).
+    Shift,
+}
+
+impl From<NonlinearFlag> for Nonlinear {
+    fn from(flag: NonlinearFlag) -> Nonlinear {
+        match flag {
+            NonlinearFlag::Auto => Nonlinear::Auto,
+            NonlinearFlag::Shift => Nonlinear::Shift,
+        }
+    }
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    let side = |s: &str| {
+        s.parse::<usize>().ok().filter(|&n| n > 0).ok_or_else(|| format!("`{text}` is not SIDE or HEIGHTxWIDTH"))
+    };
+    match text.split_once('x') {
+        Some((h, w)) => Ok((side(h)?, side(w)?)),
+        None => side(text).map(|s| (s, s)),
+    }
+}
+
+fn parse_observer(text: &str) -> Result<Observer, String> {
+    match text {
+        "min-max" => Ok(Observer::MinMax),
+        "mse" => Ok(Observer::Mse),
+        _ => match text.strip_prefix("percentile:").and_then(|p| p.parse::<f64>().ok()) {
+            Some(p) if p > 50.0 && p <= 100.0 => Ok(Observer::Percentile(p)),
+            _ => Err("expected min-max, mse or percentile:P with P above 50 and at most 100".into()),
+        },
+    }
+}
+
+impl CompileFlags {
+    /// Threads to use.
+    pub fn thread_count(&self) -> usize {
+        self.threads.map_or_else(available_threads, usize::from)
+    }
+
+    /// The compiler that these flags ask for, for a model whose preprocessing defaults follow `module`'s input.
+    pub fn compiler(&self, module: &Module, global: Global) -> Result<Compiler> {
+        let mut compiler = Compiler::new()
+            .observer(self.observer)
+            .nonlinear(self.nonlinear.into())
+            .threads(self.thread_count())
+            .progress(!global.quiet && !global.json);
+        if let Some(p) = self.image.preprocess(module)? {
+            compiler = compiler.preprocess(p);
+        }
+        if module.stage < Stage::Quantize {
+            compiler = compiler.calibration(self.calibration()?);
+        }
+        Ok(compiler)
+    }
+
+    fn calibration(&self) -> Result<Calibration> {
+        match self.calibrate.as_deref() {
+            None => bail!(
+                "calibration needs images: give --calibrate DIR with a few dozen typical images, or --calibrate synthetic for timing only"
+            ),
+            Some("synthetic") => Ok(Calibration::Synthetic { images: self.calibrate_images.min(8) }),
+            Some(folder) => Ok(Calibration::Images { folder: folder.into(), limit: self.calibrate_images }),
+        }
+    }
+
+    /// Flags that can no longer take effect on a compiled model are an error, not ignored.
+    fn refuse_late_choices(&self, path: &Path) -> Result<()> {
+        if self.image.any() || self.calibrate.as_deref().is_some_and(|c| c != "synthetic") {
+            bail!(
+                "'{}' is compiled already; --calibrate and the image flags are for `vitc compile`, which records them",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The tier to emit kernels for.
+    pub fn tier(&self) -> Tier {
+        match self.tier.as_str() {
+            "portable" => Tier::Portable,
+            "baseline" => Tier::Baseline,
+            _ => Tier::default(),
+        }
+    }
+
+    /// Whether calibration is on noise.
+    pub fn synthetic(&self) -> bool {
+        self.calibrate.as_deref() == Some("synthetic")
+    }
+}
+
+impl ImageFlags {
+    fn any(&self) -> bool {
+        self.resize.is_some()
+            || self.crop.is_some()
+            || self.filter.is_some()
+            || self.mean.is_some()
+            || self.std.is_some()
+    }
+
+    /// The preprocessing for a model whose only input is an image; `None` for other models.
+    fn preprocess(&self, module: &Module) -> Result<Option<Preprocess>> {
+        let Some((channels, height, width)) = image_input(module) else {
+            if self.any() {
+                bail!(
+                    "the model does not take one image, so --resize, --crop, --filter, --mean and --std do not apply"
+                );
+            }
+            return Ok(None);
+        };
+        let mut p = Preprocess::for_input(height, width, channels);
+        if let Some(crop) = self.crop {
+            if crop != (height, width) {
+                bail!("--crop {}x{} does not give the model's input of {height}x{width}", crop.0, crop.1);
+            }
+            p.crop = crop;
+        }
+        p.resize = self.resize.unwrap_or(p.resize);
+        p.filter = self.filter.unwrap_or(p.filter);
+        p.mean = self.mean.clone().unwrap_or(p.mean);
+        p.std = self.std.clone().unwrap_or(p.std);
+        p.validate()?;
+        Ok(Some(p))
+    }
+}
+
+/// Channels, height and width of a module's only input, when it is an image.
+fn image_input(module: &Module) -> Option<(usize, usize, usize)> {
+    let [input] = module.inputs.as_slice() else { return None };
+    let [_, c, h, w] = module.ty(input.value).shape.0.as_slice() else { return None };
+    let c = c.as_fixed().filter(|c| matches!(c, 1 | 3))?;
+    Some((c, h.as_fixed()?, w.as_fixed()?))
+}
+
+/// What a file turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A `.vitc` artifact.
+    Artifact,
+    /// A `.vir` text.
+    Text,
+    /// Anything else is taken for ONNX.
+    Onnx,
+}
+
+/// Tells by the first bytes (not the name) what a file is.
+pub fn kind_of(path: &Path) -> Result<Kind> {
+    let mut head = [0u8; 64];
+    let mut file =
+        std::fs::File::open(path).with_context(|| format!("cannot open '{}'; check the path", path.display()))?;
+    let mut len = 0;
+    while len < head.len() {
+        match file.read(&mut head[len..]).with_context(|| format!("cannot read '{}'", path.display()))? {
+            0 => break,
+            n => len += n,
+        }
+    }
+    let head = &head[..len];
+    Ok(if artifact::is_artifact(head) {
+        Kind::Artifact
+    } else if head.trim_ascii_start().starts_with(b"module ") || head.trim_ascii_start().starts_with(b"//") {
+        Kind::Text
+    } else {
+        Kind::Onnx
+    })
+}
+
+/// The constants file beside a `.vir` text.
+pub fn blob_path(text: &Path) -> PathBuf {
+    let mut name = text.as_os_str().to_owned();
+    name.push(".bin");
+    name.into()
+}
+
+/// Reads a module at whatever stage the file holds it.
+pub fn read(path: &Path) -> Result<Module> {
+    match kind_of(path)? {
+        Kind::Artifact => artifact::open(path),
+        Kind::Text => read_text(path),
+        Kind::Onnx => Compiler::new().import(path),
+    }
+}
+
+fn read_text(path: &Path) -> Result<Module> {
+    let shown = path.display();
+    let source = std::fs::read_to_string(path).with_context(|| format!("cannot read '{shown}'"))?;
+    let blob = blob_path(path);
+    let bytes = match blob.exists() {
+        true => Bytes::from_owner(vitc_runtime::MappedRegion::open_file(&blob)?),
+        false => Bytes::new(),
+    };
+    text::parse(&source, bytes).map_err(|d| {
+        Failure::invalid(format!("'{shown}' does not parse (constants are read from '{}')", blob.display()), d).into()
+    })
+}
+
+/// Reads a model and takes it to a stage; a module already past that stage is an error.
+pub fn read_at(path: &Path, stage: Stage, flags: &CompileFlags, global: Global) -> Result<(Module, Journal)> {
+    let module = read(path)?;
+    if module.stage > stage {
+        bail!("'{}' is at stage {} already, past {}", path.display(), module.stage.word(), stage.word());
+    }
+    if module.stage == stage {
+        return Ok((module, Journal::default()));
+    }
+    flags.compiler(&module, global)?.advance(module, stage)
+}
+
+/// Reads a model and compiles it as far as needed.
+pub fn compiled(path: &Path, flags: &CompileFlags, global: Global) -> Result<Compiled> {
+    let (module, journal) = read_at(path, Stage::Plan, flags, global)?;
+    if journal.times.is_empty() {
+        flags.refuse_late_choices(path)?;
+    }
+    Ok(Compiled { module, journal })
+}
+
+/// Reads a model, compiles it as far as needed and loads it.
+pub fn model(path: &Path, flags: &CompileFlags, global: Global) -> Result<Model> {
+    let compiled = compiled(path, flags, global)?;
+    if flags.synthetic() && !compiled.journal.times.is_empty() {
+        super::note(global, SYNTHETIC);
+    }
+    Model::load_on(&compiled, flags.thread_count(), flags.tier())
+}
+
+/// What is said whenever a model was calibrated on noise.
+pub const SYNTHETIC: &str = "calibrated on seeded noise: the timing is right, the accuracy means nothing";
