@@ -45,10 +45,10 @@ fn run(path: &Path) -> Result<(), String> {
     verify::verify(&module).map_err(|d| format!("the module is not well-formed: {d}"))?;
     let options = options(&source)?;
     let outcome = pass(&module, &options)?;
+    checks(&source, &outcome)?;
     if std::env::var_os("BLESS").is_some() {
         return fs::write(path, blessed(&source, &outcome)).map_err(|e| e.to_string());
     }
-    checks(&source, &outcome)?;
     fired(&source, &outcome)?;
     let want: Vec<&str> = tagged(&source, "//= ").collect();
     let have: Vec<&str> = outcome.text.lines().collect();
