@@ -1,3 +1,5 @@
+//! The image door against Pillow's bytes, and hostile images.
+
 use super::*;
 use std::path::PathBuf;
 

@@ -1,3 +1,5 @@
+//! The array door: round trips, formats refused, hostile headers.
+
 use super::*;
 
 fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {

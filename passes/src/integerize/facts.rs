@@ -1,5 +1,6 @@
 //! What is known of every e-class: its type, its constant, the ONNX node it came from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use egg::{Analysis, DidMerge, Id};
@@ -23,6 +24,8 @@ pub struct Facts {
     pub consts: Vec<Const>,
     /// Decisions on nonlinear sites, in the order met.
     pub sites: Vec<Site>,
+    /// How often each rule fired at each ONNX node.
+    pub fired_at: BTreeMap<(String, String), usize>,
 }
 
 /// Facts of one e-class.
@@ -39,6 +42,11 @@ pub struct Fact {
 }
 
 impl Facts {
+    /// The context of a region, before any rule has fired.
+    pub fn new(module: Arc<Module>, options: Options) -> Facts {
+        Facts { module, options, consts: Vec::new(), sites: Vec::new(), fired_at: BTreeMap::new() }
+    }
+
     /// The constant behind a value, be it the module's or a rule's.
     pub fn const_of(&self, v: ValueId) -> Option<&Const> {
         let own = self.module.values.len();

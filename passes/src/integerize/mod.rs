@@ -83,7 +83,7 @@ pub fn run(module: &Module, options: &Options) -> Result<(Module, Report), Diagn
         lowering.map.insert(input.value, value);
     }
     for region in regions::cut(module) {
-        let facts = Facts { module: shared.clone(), options: options.clone(), consts: Vec::new(), sites: Vec::new() };
+        let facts = Facts::new(shared.clone(), options.clone());
         lowering.region(&region, facts, &rewrites, options);
     }
     lowering.finish()
@@ -143,6 +143,9 @@ impl Lowering<'_> {
             for (rule, count) in &iteration.applied {
                 *self.report.fired.entry(rule.to_string()).or_default() += count;
             }
+        }
+        for (at, count) in &runner.egraph.analysis.fired_at {
+            *self.report.fired_at.entry(at.clone()).or_default() += count;
         }
         let stop = match &runner.stop_reason {
             Some(StopReason::Saturated) => "saturated",

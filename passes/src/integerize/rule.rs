@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use egg::{Applier, Id, PatternAst, Rewrite, Subst, Symbol, Var};
+use egg::{Applier, Id, Language, PatternAst, Rewrite, Subst, Symbol, Var};
 use vitc_ir::{Const, Elem, Op, Quant, Shape, TensorType, ValueId};
 
 use super::facts::{EGraph, Fact, Facts};
@@ -65,8 +65,13 @@ impl Applier<Term, Facts> for Rule {
         rule: Symbol,
     ) -> Vec<Id> {
         let mut m = Match { egraph, class, subst };
+        let loc = m.loc();
         match (self.build)(&mut m) {
-            Some(new) if m.egraph.union_trusted(class, new, rule) => vec![class],
+            Some(new) if m.egraph.union_trusted(class, new, rule) => {
+                let at = (self.name.to_string(), loc.as_deref().unwrap_or("").to_string());
+                *egraph.analysis.fired_at.entry(at).or_default() += 1;
+                vec![class]
+            }
             _ => vec![],
         }
     }
@@ -100,9 +105,18 @@ impl Match<'_> {
         self.fact(self.class).ty.clone()
     }
 
-    /// Name of the ONNX node matched.
+    /// Name of the ONNX node matched; where the outermost term came from none (a `dequantize` does not), that of its operand.
     pub fn loc(&self) -> Option<Arc<str>> {
-        self.fact(self.class).loc.clone()
+        const DEPTH: usize = 3;
+        let mut open = vec![self.class];
+        for _ in 0..DEPTH {
+            if let Some(loc) = open.iter().find_map(|&c| self.fact(c).loc.clone()) {
+                return Some(loc);
+            }
+            let terms = open.iter().flat_map(|&c| &self.egraph[c].nodes);
+            open = terms.flat_map(|t| t.children()).copied().collect();
+        }
+        None
     }
 
     /// The attributes bound to a variable.
