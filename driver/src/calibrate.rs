@@ -31,7 +31,7 @@ pub enum Calibration {
 }
 
 /// Images used when no limit is given: the ranges of min-max calibration hardly move beyond.
-pub const DEFAULT_IMAGES: usize = 32;
+pub const DEFAULT_IMAGES: usize = 64;
 
 impl Calibration {
     /// The images of a folder, up to [`DEFAULT_IMAGES`].

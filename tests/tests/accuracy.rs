@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use vitc::accuracy::{Reference, Score, evaluate};
+use vitc::calibrate::DEFAULT_IMAGES;
 use vitc::io::image::{load_pixels, normalize};
 use vitc::io::labels::{list_images, read_labels};
 use vitc::io::npy::{read_npy, write_npy_f32};
@@ -48,12 +49,12 @@ fn the_float_graph_of_real_deit_is_that_of_onnxruntime() {
     assert!(worst < 1e-3, "a logit differs by {worst}");
 }
 
-/// Calibrated on 32 images, evaluated on all, beside the float graph.
+/// Calibrated on the default number of images, evaluated on all, beside the float graph.
 fn score(name: &str, nonlinear: Nonlinear) -> Option<Score> {
     let sample = deit(name)?;
     let imported = Compiler::new().import(&sample.model).unwrap();
     let reference = Reference::of(imported.clone(), &sample.preprocess).unwrap();
-    let compiled = sample.compiler(32).nonlinear(nonlinear).compile(imported).unwrap();
+    let compiled = sample.compiler(DEFAULT_IMAGES).nonlinear(nonlinear).compile(imported).unwrap();
     let mut model = Model::load(&compiled, 1).unwrap();
     let images = read_labels(&sample.eval.join("labels.txt"), &sample.eval).unwrap();
     let progress = Progress::new("evaluating", images.len(), true);

@@ -387,7 +387,14 @@ mod tests {
                     let run = |p: &Program| p.eval(|_| x, |_, _| 0);
                     // a rule may remove an overflow, never add one
                     if let Ok(value) = run(&program) {
-                        assert_eq!(run(&better), Ok(value), "{} on {x}: {:?} became {:?}", rule.name, program.insts, better.insts);
+                        assert_eq!(
+                            run(&better),
+                            Ok(value),
+                            "{} on {x}: {:?} became {:?}",
+                            rule.name,
+                            program.insts,
+                            better.insts
+                        );
                     }
                 }
             }

@@ -74,7 +74,8 @@ fn accumulator(module: &Module, node: &Node, result: Interval, known: &[Interval
 
 fn overflow(node: &Node, lo: i64, hi: i64) -> Diagnostic {
     let message = format!("the accumulator of `{}` may reach {lo}..={hi}, which leaves 32 bits", node.op.name());
-    let d = Diagnostic::new("overflow", message).help("this layer is too wide for 8-bit operands in 32-bit accumulators");
+    let d =
+        Diagnostic::new("overflow", message).help("this layer is too wide for 8-bit operands in 32-bit accumulators");
     match &node.loc {
         Some(loc) => d.at(loc.to_string()),
         None => d,

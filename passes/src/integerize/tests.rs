@@ -181,7 +181,10 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
         "hoist-gather" => hoisted(b, Op::Gather { axis: 1, index: vec![2, 1] }),
         "hoist-concat-2" => {
             let quant = Quant::per_tensor(0.1, 7);
-            let (x, y) = (b.input(Elem::U8, &[rows, 3], quant.clone()), b.input(Elem::U8, &[rows, 4], Quant::per_tensor(0.2, 9)));
+            let (x, y) = (
+                b.input(Elem::U8, &[rows, 3], quant.clone()),
+                b.input(Elem::U8, &[rows, 4], Quant::per_tensor(0.2, 9)),
+            );
             let y = b.op(Op::Concat { axis: 1 }, &[x, y]);
             b.quantize(Elem::U8, y, 0.2, 9)
         }
@@ -225,7 +228,8 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
         table => {
             let op = unary(table.strip_prefix("table-").unwrap());
             let positive = matches!(op, Op::Sqrt {} | Op::Reciprocal {});
-            let x = if positive { b.input(Elem::U8, &[rows, k], Quant::per_tensor(0.05, 0)) } else { b.bytes(&[rows, k]) };
+            let x =
+                if positive { b.input(Elem::U8, &[rows, k], Quant::per_tensor(0.05, 0)) } else { b.bytes(&[rows, k]) };
             let y = b.op(op, &[x]);
             b.quantize(Elem::I8, y, 0.03, -5)
         }
@@ -237,7 +241,8 @@ fn inputs_of(b: &mut Bench) -> Vec<Tensor> {
     let make = |ty: &TensorType, dice: &mut Dice| {
         let dims = ty.shape.at(1);
         let (lo, hi) = ty.elem.range().unwrap();
-        let (middle, spread) = ((lo + hi) as f64 / 2.0, (hi - lo) as f64 / if ty.elem == Elem::I16 { 20.0 } else { 8.0 });
+        let (middle, spread) =
+            ((lo + hi) as f64 / 2.0, (hi - lo) as f64 / if ty.elem == Elem::I16 { 20.0 } else { 8.0 });
         let count: usize = dims.iter().product();
         let values = (0..count).map(|_| ((middle + spread * dice.0.next()) as i64).clamp(lo, hi));
         Tensor::ints(ty.elem, &dims, values.collect::<Vec<_>>())
@@ -278,7 +283,11 @@ fn check(rule: &super::rule::Rule, seed: u64) {
         (Exactness::Approximate, step) => 0.12 * magnitude + 2.0 * step.unwrap_or(0.0),
     };
     for (i, (x, y)) in before.iter().zip(&after).enumerate() {
-        assert!((x - y).abs() <= allowed, "{} (seed {seed}), element {i}: {x} became {y}, allowed {allowed}", rule.name);
+        assert!(
+            (x - y).abs() <= allowed,
+            "{} (seed {seed}), element {i}: {x} became {y}, allowed {allowed}",
+            rule.name
+        );
     }
 }
 
