@@ -58,7 +58,7 @@ pub struct Cleaned {
 }
 
 /// Rules that fold, simplify and recover; order decides which is tried first on a node.
-const RULES: &[(&str, Rule)] = &[
+const RECOVER: &[(&str, Rule)] = &[
     ("fold-constants", fold::fold_constants),
     ("drop-neutral", identity::drop_neutral),
     ("constant-second", identity::constant_second),
@@ -68,6 +68,11 @@ const RULES: &[(&str, Rule)] = &[
     ("drop-expand", identity::drop_expand),
     ("layernorm", layernorm::recover_layernorm),
     ("function-by-value", function::recover_function),
+];
+
+/// Rules that move factors and summands into weights, and slices up. They come after recovery has ended, or the last factor
+/// of a GELU would leave for the next layer's weights before the GELU is seen.
+const ABSORB: &[(&str, Rule)] = &[
     ("bias", affine::absorb_bias),
     ("merge-scales", affine::merge_scales),
     ("scale-into-weights", affine::absorb_scale),
@@ -82,11 +87,13 @@ pub fn run(module: &Module, options: &CleanOptions) -> Result<Cleaned, Diagnosti
     let mut fired = Fired::new();
     // Equal chains must be one before they are matched, so each round starts from a rebuilt module.
     let mut module = Draft::new(module.clone()).finish(Stage::Clean);
-    let rules = [RULES, movement::RULES].concat();
+    let recover = [RECOVER, movement::RULES].concat();
+    let all = [RECOVER, ABSORB, movement::RULES].concat();
     loop {
         let before: usize = fired.values().sum();
         let mut draft = Draft::new(module.clone());
-        draft.saturate(&rules, firing_limit(&module), &mut fired);
+        draft.saturate(&recover, firing_limit(&module), &mut fired);
+        draft.saturate(&all, firing_limit(&module), &mut fired);
         module = draft.finish(Stage::Clean);
         let after: usize = fired.values().sum();
         if after == before || after > 4 * firing_limit(&module) {
