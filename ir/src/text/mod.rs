@@ -21,7 +21,7 @@
 //! One statement a line, so that two texts compare line by line. The printer writes meta by key, `arena`, then scale
 //! lists in the order of first appearance, constants, lane programs by name, the graph; the parser wants only definition
 //! before use, and numbers of results may be any that differ. Names (`@constant`, `%input`) stand in quotes unless they
-//! are plain. Constants of more than 16 elements lie in the blob. A comment runs from `//` to the end of the line.
+//! are plain. Constants and scale lists of more than 16 elements lie in the blob (scales as `f64`). A comment runs from `//` to the end of the line.
 
 mod docs;
 mod lane;

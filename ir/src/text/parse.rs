@@ -335,7 +335,10 @@ impl<'a> Parser<'a> {
         if self.scales.contains_key(&name) {
             return Err(self.fail_at(span, "duplicate-name", "this scale list is given twice"));
         }
-        let list = self.expect('=').and_then(|()| self.list('[', ']', |p| p.real().map(Real)));
+        let list = self.expect('=').and_then(|()| match self.token.kind {
+            Kind::Word("blob") => self.blob_of_scales(),
+            _ => self.list('[', ']', |p| p.real().map(Real)),
+        });
         let (list, outcome) = split(list.map(Arc::from));
         self.scales.insert(name, list);
         outcome
@@ -443,18 +446,37 @@ impl<'a> Parser<'a> {
         Ok(Layout::Dot4 { columns })
     }
 
+    fn blob_of_scales(&mut self) -> Parsed<Vec<Real>> {
+        let span = self.token.span;
+        let (offset, length) = self.blob_range()?;
+        if !length.is_multiple_of(size_of::<f64>()) {
+            return Err(self.fail_at(span, "const-data", "scales are 8 bytes each".to_string()));
+        }
+        let bytes = self.blob_at(span, offset, length)?;
+        Ok(bytemuck::allocation::pod_collect_to_vec::<u8, f64>(&bytes).into_iter().map(Real).collect())
+    }
+
     fn blob(&mut self, wanted: usize) -> Parsed<Bytes> {
         let span = self.token.span;
+        let (offset, length) = self.blob_range()?;
+        if length != wanted {
+            let message = format!("the type wants {wanted} bytes, the blob gives {length}");
+            return Err(self.fail_at(span, "const-data", message));
+        }
+        self.blob_at(span, offset, length)
+    }
+
+    fn blob_range(&mut self) -> Parsed<(usize, usize)> {
         self.bump();
         self.expect('(')?;
         let offset = self.count()?;
         self.expect(',')?;
         let length = self.count()?;
         self.expect(')')?;
-        if length != wanted {
-            let message = format!("the type wants {wanted} bytes, the blob gives {length}");
-            return Err(self.fail_at(span, "const-data", message));
-        }
+        Ok((offset, length))
+    }
+
+    fn blob_at(&mut self, span: Span, offset: usize, length: usize) -> Parsed<Bytes> {
         match offset.checked_add(length) {
             Some(end) if end <= self.blob.len() => Ok(self.blob.slice(offset..end)),
             _ => Err(self.fail_at(span, "const-data", format!("the blob has only {} bytes", self.blob.len()))),

@@ -60,10 +60,19 @@ impl<'m> Printer<'m> {
             let (key, number) = (list_key(&quant.scale), self.scales.len());
             if let Entry::Vacant(entry) = self.scales.entry(key) {
                 entry.insert(number);
-                let items: Vec<_> = quant.scale.iter().map(|s| real::print(s.0)).collect();
-                self.line(&format!("  scale @s{number} = [{}]", items.join(", ")));
+                let list = self.scale_list(&quant.scale);
+                self.line(&format!("  scale @s{number} = {list}"));
             }
         }
+    }
+
+    fn scale_list(&mut self, scales: &[Real]) -> String {
+        if scales.len() <= INLINE {
+            let items: Vec<_> = scales.iter().map(|s| real::print(s.0)).collect();
+            return format!("[{}]", items.join(", "));
+        }
+        let bits = list_key(scales);
+        self.blob(bytemuck::cast_slice(&bits))
     }
 
     fn ty(&self, ty: &TensorType) -> String {
