@@ -95,6 +95,9 @@ impl Session {
     /// As [`Session::run_into`].
     pub fn run(&mut self, inputs: &[TensorView<'_>], form: OutputForm) -> Result<Vec<Tensor>, RuntimeError> {
         let batch = batch_of(&self.program, inputs)?;
+        // before anything is allocated for a batch that only a bad shape claims
+        check_inputs(&self.program, inputs, batch)?;
+        self.memory.bind(&self.program, batch)?;
         let outputs = self.program.outputs().iter().map(|output| empty_output(output, form, batch));
         let mut outputs = outputs.collect::<Result<Vec<_>, _>>()?;
         let mut views: Vec<_> = outputs.iter_mut().map(Tensor::view_mut).collect();
