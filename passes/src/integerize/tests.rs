@@ -160,7 +160,10 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             b.op(Op::Concat { axis: 1 }, &parts)
         }
         "sink-sum" => movement(b, Op::ReduceSum { axes: vec![1], keep: false }),
-        "sink-mean" => movement(b, Op::ReduceMean { axes: vec![2], keep: true }),
+        "sink-mean" => {
+            let axes = if rows > 2 { vec![2] } else { vec![2, 1] };
+            movement(b, Op::ReduceMean { axes, keep: rows == 1 })
+        }
         "sink-add" => {
             let (x, y) = (b.signed(Elem::I16, &[rows, k], 0.001), b.signed(Elem::I16, &[1, k], 0.001));
             b.op(Op::Add {}, &[x, y])

@@ -2,7 +2,7 @@
 //! `quantize` towards the inputs, and where they meet leave one dyadic requantize (I-ViT section 3.2).
 
 use egg::Id;
-use vitc_ir::{Const, Elem, Op, Quant, Shape, TensorType};
+use vitc_ir::{Const, Dim, Elem, Op, Quant, Shape, TensorType};
 
 use crate::integerize::arith;
 use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
@@ -173,26 +173,37 @@ fn sink_concat(m: &mut Match<'_>) -> Option<Id> {
 }
 
 fn sink_sum(m: &mut Match<'_>) -> Option<Id> {
-    let Op::ReduceSum { axes, keep } = m.attrs("?m")?.op else { return None };
-    sum(m, &axes, keep, 1.0)
+    let Op::ReduceSum { axes, .. } = m.attrs("?m")?.op else { return None };
+    sum(m, &axes, 1.0)
 }
 
 fn sink_mean(m: &mut Match<'_>) -> Option<Id> {
-    let Op::ReduceMean { axes, keep } = m.attrs("?m")?.op else { return None };
+    let Op::ReduceMean { axes, .. } = m.attrs("?m")?.op else { return None };
     let shape = m.ty("?x")?.shape;
     let count: usize = axes.iter().map(|&a| shape.0[a].size).product();
-    sum(m, &axes, keep, 1.0 / count as f64)
+    sum(m, &axes, 1.0 / count as f64)
 }
 
-/// A sum of integers has the operand's scale and a zero point for each element summed.
-fn sum(m: &mut Match<'_>, axes: &[usize], keep: bool, factor: f64) -> Option<Id> {
+/// A sum of integers has the operand's scale and a zero point for each element summed. Neighbouring axes are summed as one.
+fn sum(m: &mut Match<'_>, axes: &[usize], factor: f64) -> Option<Id> {
     let x = m.ty("?x")?;
     let quant = x.quant?;
-    let [axis] = *axes else { return None };
-    let zero = i64::from(quant.zero_point) * x.shape.0[axis].size as i64;
+    let mut axes = axes.to_vec();
+    axes.sort_unstable();
+    let (first, last) = (*axes.first()?, *axes.last()?);
+    if last - first + 1 != axes.len() {
+        return None;
+    }
+    let merged = x.shape.0[first..=last].iter().try_fold(Dim::fixed(1), |all, d| all.times(*d))?;
+    let mut dims = x.shape.0.clone();
+    dims.splice(first..=last, [merged]);
+    let zero = i64::from(quant.zero_point) * merged.as_fixed()? as i64;
     let quant = Quant::per_tensor(quant.single()? * factor, i32::try_from(zero).ok()?);
     let operand = m.var("?x")?;
-    let total = m.apply(Op::IntReduceSum { axis, keep }, Some(quant), &[operand])?;
+    let flat = if axes.len() == 1 { operand } else { m.apply(Op::Reshape { shape: Shape(dims) }, None, &[operand])? };
+    let total = m.apply(Op::IntReduceSum { axis: first, keep: axes.len() == 1 }, Some(quant), &[flat])?;
+    let shape = m.root_type()?.shape;
+    let total = m.apply(Op::Reshape { shape }, None, &[total])?;
     m.dequantize(total)
 }
 
