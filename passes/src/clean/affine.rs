@@ -52,10 +52,16 @@ fn channel_axis(d: &Draft, v: ValueId) -> Option<usize> {
     }
 }
 
+/// Whether a constant may join `v`: nothing else uses it, or it is a layernorm, of which each user may have its own (blocks
+/// in parallel normalise one value with parameters of their own).
+fn may_take(d: &Draft, v: ValueId) -> bool {
+    d.used_once(v) || matches!(d.op_of(v), Some((Op::LayerNorm { .. }, _)))
+}
+
 /// `x w + c` to `matmul(x, w, bias)`, likewise for convolutions and the beta of a layernorm.
 pub(crate) fn absorb_bias(d: &mut Draft, n: usize) -> Option<ValueId> {
     let (Op::Add {}, &[v, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
-    let axis = channel_axis(d, v).filter(|_| d.is_const(c) && d.used_once(v))?;
+    let axis = channel_axis(d, v).filter(|_| d.is_const(c) && may_take(d, v))?;
     let shape = d.shape(d.node(n).result).clone();
     if &shape != d.shape(v) {
         return None;
@@ -138,7 +144,7 @@ fn absorb(d: &mut Draft, v: ValueId, factor: ValueId, at: usize) -> Option<Value
 /// `x * c` where the weights above `x` can take `c`.
 pub(crate) fn absorb_scale(d: &mut Draft, n: usize) -> Option<ValueId> {
     let (Op::Mul {}, &[v, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
-    if !d.is_const(c) || d.shape(v) != d.shape(d.node(n).result) || !d.used_once(v) {
+    if !d.is_const(c) || d.shape(v) != d.shape(d.node(n).result) || !may_take(d, v) {
         return None;
     }
     match d.scalar(c) {

@@ -19,6 +19,7 @@ mod function;
 mod identity;
 mod layernorm;
 mod pixels;
+mod rows;
 mod slices;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -78,6 +79,9 @@ const ABSORB: &[(&str, Rule)] = &[
     ("scale-into-weights", affine::absorb_scale),
     ("scale-into-rows", affine::absorb_scale_below),
     ("scale-after-product", affine::sink_scale),
+    ("reshape-rows-first", rows::reshape_rows_first),
+    ("batch-first", rows::batch_first),
+    ("sum-of-stack", rows::sum_of_stack),
     ("split-product", slices::split_product),
     ("sink-slice", slices::sink_slice),
 ];

@@ -520,3 +520,74 @@ fn random_graphs_keep_their_meaning() {
         assert!(again.fired.is_empty(), "seed {seed}: not a fixed point {:?}", again.fired);
     }
 }
+
+/// Attention as `nn.MultiheadAttention` writes it: tokens before the batch, heads merged with the batch, one product for q, k
+/// and v whose parts are taken by position.
+#[test]
+fn tokens_before_the_batch() {
+    let dims = |dims: &[(usize, bool)]| Op::Reshape {
+        shape: vitc_ir::Shape(dims.iter().map(|&(size, batch)| vitc_ir::Dim { size, batch }).collect()),
+    };
+    let mut b = Build::new(21);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let n = b.layernorm(x);
+    let n = b.transpose(n, &[1, 0, 2]);
+    let qkv = b.linear(n, 3 * WIDTH);
+    let qkv = b.op(dims(&[(TOKENS, false), (1, true), (3, false), (WIDTH, false)]), &[qkv]);
+    let qkv = b.op(dims(&[(1, false), (TOKENS, false), (1, true), (3, false), (WIDTH, false)]), &[qkv]);
+    let qkv = b.transpose(qkv, &[3, 1, 2, 0, 4]);
+    let parts: Vec<ValueId> = (0..3)
+        .map(|i| {
+            let part = b.op(Op::Gather { axis: 0, index: vec![i] }, &[qkv]);
+            let part = b.op(dims(&[(TOKENS, false), (HEADS, true), (DEPTH, false)]), &[part]);
+            let part = b.transpose(part, &[1, 0, 2]);
+            b.op(dims(&[(1, true), (HEADS, false), (TOKENS, false), (DEPTH, false)]), &[part])
+        })
+        .collect();
+    let q = b.scale(parts[0], 0.5);
+    let k = b.transpose(parts[1], &[0, 1, 3, 2]);
+    let scores = b.op(Op::MatMul {}, &[q, k]);
+    let map = b.softmax(scores);
+    let mixed = b.op(Op::MatMul {}, &[map, parts[2]]);
+    let mixed = b.transpose(mixed, &[2, 0, 1, 3]);
+    let mixed = b.op(dims(&[(TOKENS, true), (WIDTH, false)]), &[mixed]);
+    let mixed = b.linear(mixed, WIDTH);
+    let mixed = b.op(dims(&[(TOKENS, false), (1, true), (WIDTH, false)]), &[mixed]);
+    let mixed = b.transpose(mixed, &[1, 0, 2]);
+    let y = b.add(x, mixed);
+    let cleaned = clean(&b.done(y)).module;
+    assert_eq!((projections(&cleaned), count(&cleaned, "transpose")), (4, 4), "q, k, v and the result");
+    for node in &cleaned.nodes {
+        let shape = &cleaned.ty(node.result).shape;
+        assert_eq!(shape.0[0], vitc_ir::Dim::N, "{} of {shape:?}", node.op.name());
+    }
+}
+
+/// Blocks in parallel: one value normalised twice with parameters of its own each time, and the branches stacked and summed.
+#[test]
+fn branches_in_parallel() {
+    let mut b = Build::new(22);
+    let x = b.input(&[5, 8]);
+    let m = mean(&mut b, x);
+    let centred = b.op(Op::Sub {}, &[x, m]);
+    let square = b.mul(centred, centred);
+    let variance = mean(&mut b, square);
+    let sum = b.shift(variance, 1e-5);
+    let deviation = b.op(Op::Sqrt {}, &[sum]);
+    let normal = b.op(Op::Div {}, &[centred, deviation]);
+    let stack: Vec<ValueId> = (0..3)
+        .map(|_| {
+            let (gamma, beta) = (b.weights(&[8], 1.0), b.weights(&[8], 1.0));
+            let scaled = b.mul(normal, gamma);
+            let branch = b.add(scaled, beta);
+            let branch = b.op(Op::Gelu { form: GeluForm::Erf }, &[branch]);
+            let shape = vitc_ir::Shape([vitc_ir::Dim::fixed(1)].into_iter().chain(batched(&[5, 8]).0).collect());
+            b.op(Op::Reshape { shape }, &[branch])
+        })
+        .collect();
+    let stacked = b.op(Op::Concat { axis: 0 }, &stack);
+    let y = b.op(Op::ReduceSum { axes: vec![0], keep: false }, &[stacked]);
+    let cleaned = clean(&b.done(y)).module;
+    let found = (count(&cleaned, "layernorm"), count(&cleaned, "add"), count(&cleaned, "gelu"));
+    assert_eq!((found, cleaned.nodes.len()), ((3, 2, 3), 8), "{}", vitc_ir::text::print(&cleaned).text);
+}

@@ -1,5 +1,6 @@
 //! The normal form of movement: at most one reshape or transpose in a row where two can be one, transposes without
-//! dimensions of one and above the reshapes that merge dimensions, gathers of a range as slices.
+//! dimensions of one, above the reshapes that merge dimensions and below those that split them, gathers of a range as
+//! slices.
 
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
@@ -16,6 +17,7 @@ pub(crate) const RULES: &[(&str, Rule)] = &[
     ("gather-to-slice", gather_to_slice),
     ("squeeze-transpose", squeeze_transpose),
     ("transpose-above-reshape", transpose_above_reshape),
+    ("split-above-transpose", split_above_transpose),
 ];
 
 /// Movement that moves nothing.
@@ -141,6 +143,33 @@ fn transpose_above_reshape(d: &mut Draft, n: usize) -> Option<ValueId> {
     }
     v = d.push(Op::Transpose { perm }, &[v], loc)?;
     d.push(Op::Reshape { shape }, &[v], reshape_loc)
+}
+
+/// `reshape(transpose(x))` where the reshape only splits dimensions: they are split before the transpose. The number of
+/// dimensions that are not one grows from the transpose's, so this ends.
+fn split_above_transpose(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let Op::Reshape { shape } = &d.node(n).op else { return None };
+    let shape = shape.clone();
+    let v = d.node(n).operands[0];
+    let inner = d.def(v)?;
+    let Op::Transpose { perm } = &d.node(inner).op else { return None };
+    let (perm, x) = (perm.clone(), d.node(inner).operands[0]);
+    let groups = groups(d.shape(v), &shape)?;
+    let sizes = |s: &Shape| s.0.iter().filter(|&&d| d != Dim::fixed(1)).count();
+    if groups.len() != perm.len() || groups.iter().any(|g| g.from.len() != 1) || sizes(&shape) <= sizes(d.shape(v)) {
+        return None;
+    }
+    let mut split = Shape(Vec::new());
+    let mut starts = vec![0; groups.len()];
+    for i in 0..perm.len() {
+        let at = perm.iter().position(|&p| p == i)?;
+        starts[at] = split.rank();
+        split.0.extend_from_slice(&shape.0[groups[at].to.clone()]);
+    }
+    let perm = groups.iter().zip(&starts).flat_map(|(g, &start)| start..start + g.to.len()).collect();
+    let (loc, transpose_loc) = (d.loc(n), d.loc(inner));
+    let x = d.push(Op::Reshape { shape: split }, &[x], loc)?;
+    d.push(Op::Transpose { perm }, &[x], transpose_loc)
 }
 
 /// A slice taken before a movement instead of after it: the slice of the operand, and the movement of what is left.
