@@ -37,7 +37,9 @@ pub fn exponent(x: f64) -> i32 {
 pub fn exp_constants(scale: f64) -> Option<(i64, i64, u32, u32, Vec<i32>)> {
     const FRACTION_BITS: u32 = 6; // a step of the exponent is 1.1 %, half of that the largest error; 8-bit rounding is 0.4 % at best
     const TABLE_BITS: u32 = 16;
-    const HALVINGS: f64 = 9.0; // 255 * 2^-9 rounds to 0
+    // From 8.994 halvings on, 255 * 2^-h rounds to 0. The limit lies four steps beyond, so that no rounding of the multiplier
+    // leaves what is clamped to it at 1: that would give every far key of a row the same weight.
+    const HALVINGS: f64 = 9.0 + 4.0 / (1u32 << FRACTION_BITS) as f64;
     let halvings_per_step = scale * std::f64::consts::LOG2_E;
     let limit = (HALVINGS / halvings_per_step).ceil();
     if !(halvings_per_step.is_finite() && halvings_per_step > 0.0 && limit < f64::from(i32::MAX)) {
@@ -169,9 +171,13 @@ mod tests {
     fn exp_constants_fit_32_bits_over_all_scales() {
         for e in -27..6 {
             let scale = 2f64.powi(e) * 1.37;
-            let Some((limit, multiplier, _, _, table)) = exp_constants(scale) else { panic!("{scale}") };
+            let Some((limit, multiplier, shift, bits, table)) = exp_constants(scale) else { panic!("{scale}") };
             assert!(limit * multiplier <= i64::from(i32::MAX));
             assert_eq!((table.len(), table[0]), (64, 255 << 16));
+            let t = limit * multiplier >> shift;
+            let h = bits + (t / 64) as u32;
+            let left = if h >= 32 { 0 } else { (table[(t % 64) as usize] + (1 << (h - 1))) >> h };
+            assert_eq!(left, 0, "what is beyond the limit counts nothing");
         }
     }
 }
