@@ -5,7 +5,7 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8X16, I64};
 use cranelift_codegen::ir::{
-    AbiParam, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Type, Value,
+    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Type, Value,
 };
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -198,6 +198,12 @@ impl<'a> Emit<'a> {
         values.iter().map(|&v| BlockArg::Value(v)).collect()
     }
 
+    /// Parameters of a block with the types of these values.
+    fn params_like(&mut self, block: Block, values: &[Value]) -> Vec<Value> {
+        let types: Vec<Type> = values.iter().map(|&v| self.b.func.dfg.value_type(v)).collect();
+        types.into_iter().map(|ty| self.b.append_block_param(block, ty)).collect()
+    }
+
     /// `for i in (from..to).step_by(step)`, tested before each turn; returns what the body carries on.
     pub(crate) fn for_range(
         &mut self,
@@ -222,13 +228,7 @@ impl<'a> Emit<'a> {
     ) -> (Value, Vec<Value>) {
         let (head, inside, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         let initial: Vec<Value> = std::iter::once(from).chain(carried.iter().copied()).collect();
-        let params: Vec<Value> = initial
-            .iter()
-            .map(|&v| {
-                let ty = self.b.func.dfg.value_type(v);
-                self.b.append_block_param(head, ty)
-            })
-            .collect();
+        let params = self.params_like(head, &initial);
         self.b.ins().jump(head, &Self::args(&initial));
         self.b.switch_to_block(head);
         let limit = self.add_imm(to, 1 - room);
@@ -258,23 +258,11 @@ impl<'a> Emit<'a> {
         let (inside, after) = (self.b.create_block(), self.b.create_block());
         let left = self.iconst(count as i64);
         let initial: Vec<Value> = std::iter::once(left).chain(carried.iter().copied()).collect();
-        let params: Vec<Value> = initial
-            .iter()
-            .map(|&v| {
-                let ty = self.b.func.dfg.value_type(v);
-                self.b.append_block_param(inside, ty)
-            })
-            .collect();
+        let params = self.params_like(inside, &initial);
         self.b.ins().jump(inside, &Self::args(&initial));
         self.b.switch_to_block(inside);
         let mut next = body(self, &params[1..]);
-        let results: Vec<Value> = next
-            .iter()
-            .map(|&v| {
-                let ty = self.b.func.dfg.value_type(v);
-                self.b.append_block_param(after, ty)
-            })
-            .collect();
+        let results = self.params_like(after, &next);
         let left = self.add_imm(params[0], -1);
         let out = Self::args(&next);
         next.insert(0, left);
@@ -304,7 +292,7 @@ impl<'a> Emit<'a> {
     }
 
     /// Sums of neighbouring 16-bit lanes in 32 bits.
-    fn pairwise_wide(&mut self, v: Value) -> Value {
+    pub(crate) fn pairwise_wide(&mut self, v: Value) -> Value {
         let lo = self.b.ins().swiden_low(v);
         let hi = self.b.ins().swiden_high(v);
         self.b.ins().iadd_pairwise(lo, hi)

@@ -471,8 +471,7 @@ impl Gemm {
                 }
                 if with_sums {
                     // The second half of the vector repeats the first, so two of the four lanes are the whole sum.
-                    let ones = e.constant(I16X8, 1);
-                    let pairs = e.madd(four, ones);
+                    let pairs = e.pairwise_wide(four);
                     acc[row * per_row + 4] = e.add(acc[row * per_row + 4], pairs);
                 }
             }

@@ -82,6 +82,17 @@ impl LaneSpec {
         self.program.insts == [Inst::Load(0)] && self.program.inputs[0].elem == self.program.output
     }
 
+    /// The table that gives the result, when the program ends in a look-up of bytes that are stored as they are.
+    pub(crate) fn last_table(&self) -> Option<usize> {
+        match self.program.insts.last() {
+            Some(&Inst::Table { input, .. }) => {
+                let elem = self.program.inputs[input as usize].elem;
+                (elem == self.program.output && elem.bytes() == 1).then_some(input as usize)
+            }
+            _ => None,
+        }
+    }
+
     fn intervals(&self, widths: &[Width]) -> Vec<Interval> {
         let mut known: Vec<Interval> = Vec::with_capacity(widths.len());
         for (inst, width) in self.program.insts.iter().zip(widths) {
@@ -130,17 +141,19 @@ pub(crate) trait Source {
 /// Emits the program for `count` (1 to 8) elements and returns them saturated to the output's element type: bytes in the
 /// low half of an `i8x16` count as [`Lanes::I16`] with the bytes packed.
 pub(crate) fn emit(e: &mut Emit<'_>, spec: &LaneSpec, count: usize, source: &mut dyn Source) -> Packed {
-    let widths = spec.program.widths().expect("the verifier accepted the lane program");
-    let intervals = spec.intervals(&widths);
-    let mut code = Code { e, spec, count, intervals, values: Vec::new() };
-    for (i, inst) in spec.program.insts.iter().enumerate() {
-        let value = code.inst(i, inst, &widths, source);
-        let value = code.settle(value, code.intervals[i]);
-        code.values.push(value);
-    }
+    let mut code = Code::run(e, spec, count, spec.program.insts.len(), source);
     let last = code.values.len() - 1;
     let (value, interval) = (code.values[last], code.intervals[last]);
     code.saturate(value, interval, spec.program.output)
+}
+
+/// Emits all of a program but the look-up at its end; returns the indices as bytes.
+pub(crate) fn emit_indices(e: &mut Emit<'_>, spec: &LaneSpec, count: usize, source: &mut dyn Source) -> Packed {
+    let Some(&Inst::Table { index, bias, .. }) = spec.program.insts.last() else {
+        unreachable!("asked for only when the program ends in a look-up")
+    };
+    let mut code = Code::run(e, spec, count, spec.program.insts.len() - 1, source);
+    Packed::Bytes(code.indices(index, bias))
 }
 
 /// Eight elements in their stored form.
@@ -182,7 +195,26 @@ fn fit(interval: Interval) -> Held {
     }
 }
 
-impl Code<'_, '_> {
+impl<'c, 'a> Code<'c, 'a> {
+    /// The first `insts` instructions of the program.
+    fn run(
+        e: &'c mut Emit<'a>,
+        spec: &'c LaneSpec,
+        count: usize,
+        insts: usize,
+        source: &mut dyn Source,
+    ) -> Code<'c, 'a> {
+        let widths = spec.program.widths().expect("the verifier accepted the lane program");
+        let intervals = spec.intervals(&widths);
+        let mut code = Code { e, spec, count, intervals, values: Vec::new() };
+        for (i, inst) in spec.program.insts[..insts].iter().enumerate() {
+            let value = code.inst(i, inst, &widths, source);
+            let value = code.settle(value, code.intervals[i]);
+            code.values.push(value);
+        }
+        code
+    }
+
     fn inst(&mut self, i: usize, inst: &Inst, widths: &[Width], source: &mut dyn Source) -> Lanes {
         let result = self.intervals[i];
         match *inst {
@@ -411,14 +443,23 @@ impl Code<'_, '_> {
     fn look_up(&mut self, input: usize, index: Reg, bias: i64, source: &mut dyn Source) -> Lanes {
         let elem = self.spec.program.inputs[input].elem;
         let table = source.table(self.e, input);
-        let v = self.value(index);
-        let v = self.zip(v, Lanes::Const(bias), Held::I32.max(self.held(index)), |e, x, y| e.b.ins().isub(x, y));
-        let halves = self.as_i16(v);
-        let bytes = self.e.b.ins().unarrow(halves, halves);
+        let bytes = self.indices(index, bias);
         let longs = self.e.cast(I64X2, bytes);
         let packed = self.e.b.ins().extractlane(longs, 0);
         let entries: Vec<Value> = (0..self.count).map(|lane| self.entry(table, packed, lane)).collect();
         gather(self.e, elem, &entries.iter().map(|&i| (table, i)).collect::<Vec<_>>())
+    }
+
+    /// Indices of a look-up as bytes, in the low half of an `i8x16`.
+    fn indices(&mut self, index: Reg, bias: i64) -> Value {
+        let mut v = self.value(index);
+        if bias != 0 {
+            let x = self.intervals[index as usize];
+            let held = self.held(index).max(fit((x.0 - i128::from(bias), x.1 - i128::from(bias))));
+            v = self.zip(v, Lanes::Const(bias), held, |e, x, y| e.b.ins().isub(x, y));
+        }
+        let halves = self.as_i16(v);
+        self.e.b.ins().unarrow(halves, halves)
     }
 
     /// Index of `lane` within the table.

@@ -8,13 +8,13 @@
 //! ```
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::{I16X8, I32, I32X4, I64, I64X2};
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::types::{I8X16, I32, I32X4, I64, I64X2};
+use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
 use vitc_ir::{Dim, Elem};
 
-use crate::emit::{Addr, Emit};
-use crate::lane::{GROUP, Lanes, Packed, load_each};
-use crate::operand::{Operand, split_index};
+use crate::emit::{Addr, Emit, flags};
+use crate::lane::{GROUP, Lanes, Packed};
+use crate::operand::{Columns, Operand, split_index};
 
 /// Rows of `c` columns; operand `n` is argument `n`, the last one is the result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -179,7 +179,11 @@ impl Rows {
         let multiplier = e.constant(I32X4, multiplier);
         let by = e.b.ins().iconst(I32, i64::from(shift));
         let last = e.constant(I32X4, entries as i64 - 1);
-        self.each_group(e, &[], |e, i, count, _| {
+        let slot = e.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, 32, 4));
+        let slot = e.b.ins().stack_addr(I64, slot, 0);
+        // Carried, or the splat and the reduction under it are made again for each group.
+        self.each_group(e, &[max], |e, i, count, c| {
+            let max = c[0];
             let x = self.group(e, 0, at, i, count);
             let indices = words(e, x).map(|x| {
                 let d = e.b.ins().isub(max, x);
@@ -188,34 +192,68 @@ impl Rows {
                 let t = e.b.ins().ushr(t, by);
                 e.b.ins().umin(t, last)
             });
-            let places: Vec<Addr> = (0..count)
-                .map(|lane| {
-                    let index = e.b.ins().extractlane(indices[lane / 4], (lane % 4) as u8);
-                    let index = e.b.ins().uextend(I64, index);
-                    Addr { base: e.add(table, index), disp: 0 }
-                })
-                .collect();
-            let Lanes::I16(y) = load_each(e, Elem::U8, &places) else { unreachable!("bytes load as halves") };
-            let y = e.b.ins().unarrow(y, y);
-            self.put_group(e, at, i, count, Packed::Bytes(y));
-            Vec::new()
+            // Through memory: an index is then one load, its entry one more, and the result a store.
+            for (h, &v) in indices.iter().enumerate() {
+                e.store(v, Addr { base: slot, disp: 16 * h as i32 });
+            }
+            let n = self.operands.len() - 1;
+            let to = self.place(e, n, at, i);
+            for lane in 0..count {
+                let index = e.b.ins().uload32(flags(), slot, 4 * lane as i32);
+                let entry = Addr { base: e.add(table, index), disp: 0 };
+                let y = e.load_elem(Elem::U8, entry);
+                e.store_elem(Elem::U8, y, to.plus(lane as i64 * self.operands[n].column_stride()));
+            }
+            vec![max]
         });
     }
 
     /// Sum of the first operand's elements, which have at most 16 bits.
     fn sum(&self, e: &mut Emit<'_>, at: &[Value]) {
-        let [sum, _] = self.sums(e, at, false);
+        let consecutive = self.operands[0].columns == Columns::Stride(1);
+        let sum = match self.operands[0].elem {
+            elem @ (Elem::U8 | Elem::I8) if consecutive => self.sum_bytes(e, at[0], elem),
+            _ => self.sums(e, at, false)[0],
+        };
         let zero = e.iconst(0);
         self.put(e, at, zero, sum);
     }
 
+    /// Sum of consecutive bytes: dot products with ones.
+    fn sum_bytes(&self, e: &mut Emit<'_>, from: Value, elem: Elem) -> Value {
+        let (ones, none) = (e.constant(I8X16, 1), e.constant(I32X4, 0));
+        let dot = |e: &mut Emit<'_>, acc, x| if elem == Elem::U8 { e.dot(acc, x, ones) } else { e.dot(acc, ones, x) };
+        let done = e.repeat(self.c / 16, &[none, from], |e, p| {
+            let x = e.load(I8X16, Addr { base: p[1], disp: 0 });
+            vec![dot(e, p[0], x), e.add_imm(p[1], 16)]
+        });
+        let (mut acc, at) = (done[0], Addr { base: done[1], disp: 0 });
+        let mut tail = self.c % 16;
+        let mut next = 0;
+        for (bytes, ty, vector) in [(8, I64, I64X2), (4, I32, I32X4)] {
+            if tail >= bytes {
+                let x = e.load(ty, at.plus(next));
+                let x = e.b.ins().scalar_to_vector(vector, x);
+                let x = e.cast(I8X16, x);
+                acc = dot(e, acc, x);
+                (tail, next) = (tail - bytes, next + bytes as i64);
+            }
+        }
+        let mut sum = e.iconst(0);
+        for i in 0..tail {
+            let x = e.load_elem(elem, at.plus(next + i as i64));
+            sum = e.add(sum, x);
+        }
+        add_lanes(e, sum, acc)
+    }
+
     /// Sum, and sum of squares if wanted, as 64-bit scalars.
     fn sums(&self, e: &mut Emit<'_>, at: &[Value], squares: bool) -> [Value; 2] {
-        let (none, none_long, ones) = (e.constant(I32X4, 0), e.constant(I64X2, 0), e.constant(I16X8, 1));
+        let (none, none_long) = (e.constant(I32X4, 0), e.constant(I64X2, 0));
         let totals = self.each_group(e, &[none, none_long], |e, i, count, c| {
             let x = self.group(e, 0, at, i, count);
             let x = halves(e, x);
-            let pairs = e.madd(x, ones);
+            let pairs = e.pairwise_wide(x);
             let sum = e.add(c[0], pairs);
             if !squares {
                 return vec![sum, c[1]];
@@ -226,12 +264,8 @@ impl Rows {
             let both = e.add(lo, hi);
             vec![sum, e.add(c[1], both)]
         });
-        let mut sum = e.iconst(0);
-        for lane in 0..4 {
-            let x = e.b.ins().extractlane(totals[0], lane);
-            let x = e.b.ins().sextend(I64, x);
-            sum = e.add(sum, x);
-        }
+        let zero = e.iconst(0);
+        let sum = add_lanes(e, zero, totals[0]);
         let (a, b) = (e.b.ins().extractlane(totals[1], 0), e.b.ins().extractlane(totals[1], 1));
         [sum, e.add(a, b)]
     }
@@ -270,7 +304,8 @@ impl Rows {
         let by_recip = e.b.ins().iconst(I32, i64::from(recip_bits));
         let by = e.b.ins().iconst(I32, i64::from(shift));
         let out = self.operands[3].elem;
-        self.each_group(e, &[], |e, i, count, _| {
+        self.each_group(e, &[offset, r], |e, i, count, same| {
+            let (offset, r) = (same[0], same[1]);
             let (x, gamma, beta) =
                 (self.group(e, 0, at, i, count), self.group(e, 1, at, i, count), self.group(e, 2, at, i, count));
             let (x, gamma, beta) = (words(e, x), words(e, gamma), words(e, beta));
@@ -288,7 +323,7 @@ impl Rows {
             let y = shifted_zero(e, y, zero_point);
             let packed = saturate_words(e, y, out);
             self.put_group(e, at, i, count, packed);
-            Vec::new()
+            vec![offset, r]
         });
     }
 
@@ -419,6 +454,16 @@ impl ShiftExp {
         let sigmoid = e.b.ins().sshr(product, by);
         e.b.ins().imul(i, sigmoid)
     }
+}
+
+/// `sum` and the four lanes of an `i32x4`.
+fn add_lanes(e: &mut Emit<'_>, mut sum: Value, lanes: Value) -> Value {
+    for lane in 0..4 {
+        let x = e.b.ins().extractlane(lanes, lane);
+        let x = e.b.ins().sextend(I64, x);
+        sum = e.add(sum, x);
+    }
+    sum
 }
 
 fn reciprocal(e: &mut Emit<'_>, x: Value, numerator: i64) -> Value {
