@@ -47,6 +47,9 @@ pub struct Compiled {
     pub parts: ProgramParts,
     /// The kernels, each once, in the order of first use.
     pub kernels: Vec<Kernel>,
+    /// The bytes of the constants.
+    #[cfg(test)]
+    consts: Vec<u8>,
 }
 
 impl Compiled {
@@ -94,5 +97,10 @@ pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenEr
         code,
         fixed_batch: (!batched).then_some(1),
     };
-    Ok(Compiled { parts, kernels })
+    Ok(Compiled {
+        parts,
+        kernels,
+        #[cfg(test)]
+        consts: plan.consts,
+    })
 }

@@ -6,7 +6,14 @@ use crate::isa::{self, Tier};
 use crate::kernel::{Kernels, Spec};
 use crate::link::{Code, Linker};
 
-/// Bytes that end right before an inaccessible page.
+/// At which end of a buffer the inaccessible page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edge {
+    After,
+    Before,
+}
+
+/// Bytes that end right before an inaccessible page, or start right after one.
 pub(crate) struct Guarded {
     base: *mut u8,
     mapped: usize,
@@ -16,6 +23,10 @@ pub(crate) struct Guarded {
 
 impl Guarded {
     pub(crate) fn new(bytes: &[u8]) -> Guarded {
+        Guarded::at(bytes, Edge::After)
+    }
+
+    pub(crate) fn at(bytes: &[u8], edge: Edge) -> Guarded {
         let body = bytes.len().max(1).next_multiple_of(4096);
         let mapped = body + 2 * 4096;
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -26,7 +37,10 @@ impl Guarded {
             assert_eq!(libc::mprotect(base.add(4096), body, libc::PROT_READ | libc::PROT_WRITE), 0);
             base.cast::<u8>()
         };
-        let start = 4096 + body - bytes.len();
+        let start = match edge {
+            Edge::After => 4096 + body - bytes.len(),
+            Edge::Before => 4096,
+        };
         let mut guarded = Guarded { base, mapped, start, len: bytes.len() };
         guarded.bytes_mut().copy_from_slice(bytes);
         guarded
@@ -110,8 +124,38 @@ impl Single {
     /// Calls the kernel once, checking what the ABI says must survive.
     pub(crate) fn call(&self, args: &mut [&mut Guarded], begin: usize, end: usize, batch: usize) {
         let table: Vec<*mut u8> = args.iter_mut().map(|g| g.ptr()).collect();
-        let mut scratch = Guarded::new(&vec![0xa5; self.scratch.next_multiple_of(64)]);
-        // SAFETY: the tests give each kernel the buffers it was specified for; guard pages catch what they get wrong.
-        unsafe { (self.run)(table.as_ptr(), begin as i64, end as i64, batch as i64, scratch.ptr()) };
+        call(self.run, &table, begin..end, batch, self.scratch, Edge::After);
     }
+}
+
+/// Calls a kernel between guarded scratch and a guarded argument table.
+pub(crate) fn call(
+    kernel: KernelFn,
+    args: &[*mut u8],
+    items: std::ops::Range<usize>,
+    batch: usize,
+    scratch: usize,
+    edge: Edge,
+) {
+    let mut table = Guarded::of(args);
+    let mut scratch = Guarded::at(&vec![0xa5; scratch.next_multiple_of(64)], edge);
+    let (begin, end) = (items.start as i64, items.end as i64);
+    let before = control_word();
+    // SAFETY: the tests give each kernel the buffers it was specified for; guard pages catch what they get wrong.
+    unsafe { kernel(table.ptr().cast(), begin, end, batch as i64, scratch.ptr()) };
+    assert_eq!(control_word(), before, "a kernel changed the control word");
+}
+
+/// Rounding, masks and sticky flags of the vector unit; zero where there is no such word.
+#[cfg(target_arch = "x86_64")]
+fn control_word() -> u32 {
+    let mut word = 0u32;
+    // SAFETY: stores four bytes to a local variable.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut word) };
+    word
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn control_word() -> u32 {
+    0
 }

@@ -8,9 +8,10 @@ use vitc_ir::lane::{Access, Input, Inst, Program as Lane, Width};
 use vitc_ir::{Const, Dim, Elem, Module, Op, Shape, Stage, TensorType, ValueId};
 use vitc_runtime::{OutputForm, Session, SessionOptions, TensorView};
 
-use crate::testing::Random;
+use crate::testing::{Edge, Random};
 use crate::{Options, Tier, compile, count_float_instructions};
 
+mod guarded;
 mod movement;
 mod products;
 mod rows;
@@ -133,6 +134,11 @@ fn check_at(m: &Module, tier: Tier, batch: usize, threads: usize, seed: u64, ran
     let tensors: Vec<eval::Tensor> = given.iter().map(|g| g.3.clone()).collect();
     let expected = eval::run(m, &tensors).unwrap();
     let compiled = compile(m, &Options { tier }).unwrap();
+    let inputs: Vec<&[u8]> = given.iter().map(|g| &g.2[..]).collect();
+    let want: Vec<Vec<u8>> = expected.iter().map(bytes_of).collect();
+    for edge in [Edge::After, Edge::Before] {
+        guarded::check(&compiled, &inputs, &want, batch, edge);
+    }
     for k in &compiled.kernels {
         assert_eq!(count_float_instructions(&k.code[..k.instructions]), 0, "{}", k.name);
     }

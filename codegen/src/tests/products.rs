@@ -92,6 +92,61 @@ fn rows_residuals_and_tables() {
     check(&mut m, y, 6, &[]);
 }
 
+/// A look-up that ends a program stores its entries itself.
+#[test]
+fn look_ups_that_give_the_result() {
+    for (elem, n, bias) in [(Elem::U8, 1, 0), (Elem::U8, 24, -128), (Elem::I8, 13, 0), (Elem::I8, 31, -128)] {
+        let mut m = module();
+        let mut r = Random(n as u64);
+        let x = input(&mut m, Elem::U8, batched(&[7, 9]));
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[9, n], -128, 127);
+        let s = random_constant(&mut m, &mut r, Elem::I32, &[n], -(1 << 24), 1 << 24);
+        let t = random_constant(&mut m, &mut r, elem, &[256], full(elem).0, full(elem).1);
+        let insts = vec![
+            Inst::Load(0),
+            Inst::Load(1),
+            Inst::MulWide(0, 1),
+            Inst::RoundShr(2, 34),
+            Inst::Truncate(3),
+            Inst::Clamp(4, bias, bias + 255),
+            Inst::Table { input: 2, index: 5, bias },
+        ];
+        let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (elem, Access::Table)];
+        let l = lane(&mut m, &inputs, insts, elem);
+        let y = matmul(&mut m, x, w, (0, 0), l, &[s, t], elem);
+        check(&mut m, y, 5, &[]);
+    }
+}
+
+/// K over all of 1..=130, with odd N and M from one row to many, on either tier and at batches of one to three.
+#[test]
+fn products_of_every_depth() {
+    let mut r = Random(11);
+    for k in (1..=130).step_by(3).chain([2, 64, 127, 128, 130, 192]) {
+        let (a, rows) = ([Elem::U8, Elem::I8, Elem::I16][k % 3], [1, 2, 5, 11, 33][k % 5]);
+        let n = 1 + 2 * (k % 13);
+        let mut m = module();
+        let x = input(&mut m, a, batched(&[rows, k]));
+        let limit = if a == Elem::I16 { (1i64 << 31) / (k as i64 * 32768) } else { 128 }.min(128);
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -limit, limit - 1);
+        let l = identity(&mut m);
+        let zero = if a == Elem::I16 { 0 } else { 77 };
+        let y = matmul(&mut m, x, w, (zero, 0), l, &[], Elem::I32);
+        m.output("y", y);
+        let tier = [Tier::Portable, Tier::Baseline][k / 3 % 2];
+        check_at(&m, tier, 1 + k % 3, 1 + k % 2, r.next(), &[]);
+    }
+    for (rows, k, n) in [(197, 64, 9), (197, 197, 5)] {
+        let mut m = module();
+        let x = input(&mut m, Elem::U8, batched(&[rows, k]));
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+        let l = identity(&mut m);
+        let y = matmul(&mut m, x, w, (3, 0), l, &[], Elem::I32);
+        m.output("y", y);
+        check_at(&m, Tier::Portable, 1, 2, 1, &[]);
+    }
+}
+
 #[test]
 fn fifteen_bit_requantize() {
     let mut m = module();

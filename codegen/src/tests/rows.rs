@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SIZES: [usize; 7] = [1, 2, 7, 8, 9, 33, 197];
+const SIZES: [usize; 16] = [1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 17, 33, 63, 70, 197, 577];
 
 fn exp_table_of(f: u32, bits: u32) -> Vec<i64> {
     (0..1 << f)
@@ -37,6 +37,19 @@ fn sums_over_every_axis() {
 }
 
 #[test]
+fn sums_of_rows_of_every_width() {
+    let mut r = Random(3);
+    for c in (1..=70).chain([197, 577]) {
+        let elem = [Elem::U8, Elem::I8, Elem::I16][c % 3];
+        let mut m = module();
+        let x = input(&mut m, elem, batched(&[2, c]));
+        let y = node(&mut m, Op::IntReduceSum { axis: 2, keep: true }, &[x]);
+        m.output("y", y);
+        check_at(&m, [Tier::Portable, Tier::Baseline][c / 3 % 2], 2, 1, r.next(), &[]);
+    }
+}
+
+#[test]
 fn reciprocals() {
     let mut m = module();
     let x = input(&mut m, Elem::I32, batched(&[5, 1]));
@@ -46,7 +59,7 @@ fn reciprocals() {
 
 #[test]
 fn layernorms() {
-    for c in [1usize, 8, 33, 192] {
+    for c in [1usize, 3, 8, 17, 33, 70, 192] {
         for (elem, range) in [(Elem::I16, (-32768, 32767)), (Elem::I16, (-3, 3)), (Elem::U8, (0, 255))] {
             let mut m = module();
             let mut r = Random(c as u64);

@@ -1,0 +1,49 @@
+//! Steps run by hand, every buffer of every kernel next to an inaccessible page.
+
+use std::collections::BTreeMap;
+
+use vitc_runtime::Buffer;
+
+use crate::Compiled;
+use crate::testing::{Edge, Guarded, call};
+
+/// What tells buffers apart: kind, place or index, length.
+type Key = (u8, usize, usize);
+
+fn key(b: &Buffer) -> Key {
+    match *b {
+        Buffer::Arena { offset, len } => (0, offset, len),
+        Buffer::Const { offset, len } => (1, offset, len),
+        Buffer::Input(n) => (2, n, 0),
+        Buffer::Output(n) => (3, n, 0),
+    }
+}
+
+/// Runs every step twice over, in one piece and in pieces of odd sizes, and compares the outputs.
+pub(super) fn check(compiled: &Compiled, inputs: &[&[u8]], want: &[Vec<u8>], batch: usize, edge: Edge) {
+    let parts = &compiled.parts;
+    let mut buffers: BTreeMap<Key, Guarded> = BTreeMap::new();
+    for b in parts.steps.iter().flat_map(|s| &s.args) {
+        buffers.entry(key(b)).or_insert_with(|| match *b {
+            Buffer::Arena { len, .. } => Guarded::at(&vec![0x5a; len * batch], edge),
+            Buffer::Const { offset, len } => Guarded::at(&compiled.consts[offset..offset + len], edge),
+            Buffer::Input(n) => Guarded::at(inputs[n], edge),
+            Buffer::Output(n) => Guarded::at(&vec![0x5a; want[n].len()], edge),
+        });
+    }
+    for pieces in [1, 3] {
+        for step in &parts.steps {
+            let args: Vec<*mut u8> = step.args.iter().map(|b| buffers.get_mut(&key(b)).unwrap().ptr()).collect();
+            let items = step.items.at(batch).unwrap();
+            let piece = items.div_ceil(pieces).next_multiple_of(step.grain).max(1);
+            for begin in (0..items).step_by(piece) {
+                call(step.kernel, &args, begin..items.min(begin + piece), batch, parts.scratch_bytes, edge);
+            }
+        }
+        for (n, want) in want.iter().enumerate() {
+            if let Some(out) = buffers.get_mut(&(3, n, 0)) {
+                assert!(out.values::<u8>() == *want, "output {n} between guards, {edge:?}, in {pieces} pieces");
+            }
+        }
+    }
+}
