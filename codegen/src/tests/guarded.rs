@@ -19,7 +19,7 @@ fn key(b: &Buffer) -> Key {
     }
 }
 
-/// Runs every step twice over, in one piece and in pieces of odd sizes, and compares the outputs.
+/// Runs all steps twice, each in one piece and then in up to three of whole grains, and compares the outputs.
 pub(super) fn check(compiled: &Compiled, inputs: &[&[u8]], want: &[Vec<u8>], batch: usize, edge: Edge) {
     let parts = &compiled.parts;
     let mut buffers: BTreeMap<Key, Guarded> = BTreeMap::new();
