@@ -2,7 +2,7 @@
 //!
 //! A chain is a value and the elementwise ops that alone consume it, one after another. A chain that starts at a matrix product
 //! or a convolution becomes `fused.matmul` or `fused.conv2d`; any other becomes one `fused.map`. Functions of a single byte
-//! that need more than a lane can do (ShiftGELU divides) first become tables of their own values ([`tabulate`]).
+//! that need more than a lane can do (ShiftGELU divides) first become tables of their own values (`tabulate`).
 
 mod chain;
 pub mod lanes;

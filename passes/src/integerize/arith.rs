@@ -174,7 +174,7 @@ mod tests {
             let Some((limit, multiplier, shift, bits, table)) = exp_constants(scale) else { panic!("{scale}") };
             assert!(limit * multiplier <= i64::from(i32::MAX));
             assert_eq!((table.len(), table[0]), (64, 255 << 16));
-            let t = limit * multiplier >> shift;
+            let t = (limit * multiplier) >> shift;
             let h = bits + (t / 64) as u32;
             let left = if h >= 32 { 0 } else { (table[(t % 64) as usize] + (1 << (h - 1))) >> h };
             assert_eq!(left, 0, "what is beyond the limit counts nothing");
