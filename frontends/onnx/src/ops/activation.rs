@@ -13,6 +13,7 @@ pub(super) const OPS: Table = &[
     ("Abs", |c| unary(c, Op::Abs {}, |v| number(v, f64::abs))),
     ("Ceil", |c| rounding(c, f64::ceil)),
     ("Clip", clip),
+    ("Elu", elu),
     ("Erf", |c| float(c, Op::Erf {})),
     ("Exp", |c| unary(c, Op::Exp {}, |v| number(v, f64::exp))),
     ("Floor", |c| rounding(c, f64::floor)),
@@ -21,12 +22,14 @@ pub(super) const OPS: Table = &[
     ("HardSwish", |c| float(c, Op::HardSwish {})),
     ("LeakyRelu", leaky_relu),
     ("Log", |c| unary(c, Op::Log {}, |v| number(v, f64::ln))),
+    ("Mish", mish),
     ("Neg", |c| unary(c, Op::Neg {}, |v| Some(v.scale(-1.0)))),
     ("Reciprocal", |c| unary(c, Op::Reciprocal {}, |v| number(v, f64::recip))),
     ("Relu", |c| float(c, Op::Relu {})),
     ("Round", |c| rounding(c, f64::round_ties_even)),
     ("Sigmoid", |c| float(c, Op::Sigmoid {})),
     ("Sign", |c| rounding(c, |v| if v == 0.0 { 0.0 } else { v.signum() })),
+    ("Softplus", softplus),
     ("Sqrt", |c| unary(c, Op::Sqrt {}, |v| number(v, f64::sqrt))),
     ("Tanh", |c| float(c, Op::Tanh {})),
 ];
@@ -87,6 +90,50 @@ fn leaky_relu(call: &mut Call<'_, '_>) -> Fallible<()> {
     let scaled = call.push(Op::Mul {}, &[x, factor])?;
     let larger = if alpha <= 1.0 { Op::Max {} } else { Op::Min {} };
     let value = call.push(larger, &[x, scaled])?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `max(x, 0) + alpha (exp(min(x, 0)) - 1)`.
+fn elu(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let alpha = f64::from(call.float_or("alpha", 1.0)?);
+    let x = call.tensor(0)?;
+    let (zero, minus_one, alpha) = (call.scalar(0.0), call.scalar(-1.0), call.scalar(alpha));
+    let below = call.push(Op::Min {}, &[x, zero])?;
+    let power = call.push(Op::Exp {}, &[below])?;
+    let tail = call.push(Op::Add {}, &[power, minus_one])?;
+    let tail = call.push(Op::Mul {}, &[tail, alpha])?;
+    let above = call.push(Op::Relu {}, &[x])?;
+    let value = call.push(Op::Add {}, &[above, tail])?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn softplus(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let value = softplus_of(call, x)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `ln(1 + exp x)` as `max(x, 0) + ln(1 + exp(-|x|))`, which no `x` overflows.
+fn softplus_of(call: &mut Call<'_, '_>, x: ValueId) -> Fallible<ValueId> {
+    let one = call.scalar(1.0);
+    let size = call.push(Op::Abs {}, &[x])?;
+    let size = call.push(Op::Neg {}, &[size])?;
+    let power = call.push(Op::Exp {}, &[size])?;
+    let sum = call.push(Op::Add {}, &[power, one])?;
+    let tail = call.push(Op::Log {}, &[sum])?;
+    let above = call.push(Op::Relu {}, &[x])?;
+    call.push(Op::Add {}, &[above, tail])
+}
+
+/// `x tanh(softplus x)`.
+fn mish(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let gate = softplus_of(call, x)?;
+    let gate = call.push(Op::Tanh {}, &[gate])?;
+    let value = call.push(Op::Mul {}, &[x, gate])?;
     call.give_value(value);
     Ok(())
 }
