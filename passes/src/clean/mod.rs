@@ -20,7 +20,7 @@ mod identity;
 mod layernorm;
 mod pixels;
 mod rows;
-mod slices;
+pub(crate) mod slices;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -128,7 +128,8 @@ fn slice_product(d: &mut Draft, operands: &[ValueId], rank: usize, slice: &Op, n
     Some(sliced)
 }
 
-fn is_elementwise(op: &Op) -> bool {
+/// Whether an op works element by element, broadcasting.
+pub(crate) fn is_elementwise(op: &Op) -> bool {
     super::identity::is_broadcasting(op)
         || matches!(
             op,

@@ -9,6 +9,7 @@ pub mod books;
 mod cost;
 mod extract;
 mod facts;
+mod function;
 mod intervals;
 mod regions;
 pub mod report;

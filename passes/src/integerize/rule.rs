@@ -130,6 +130,12 @@ impl Match<'_> {
         self.egraph.analysis.const_of(v).cloned()
     }
 
+    /// The elementwise function of one 8-bit class that a variable is, as a table of what it quantizes to: the class and
+    /// the 256 results. `None` when it is no such function, or one of a single op, which has a rule of its own.
+    pub fn function(&self, name: &str, to: Elem, target: &Quant) -> Option<(Id, Vec<i64>)> {
+        super::function::table(self.egraph, self.var(name)?, to, target)
+    }
+
     /// What the user asked for.
     pub fn options(&self) -> &super::Options {
         &self.egraph.analysis.options

@@ -75,11 +75,21 @@ fn bytes_of(elem: Elem) -> Option<Data> {
 
 /// The 256 correctly rounded results of `quantize(op(dequantize(x)))` for an 8-bit `x`.
 pub fn table_of(op: &Op, x: &TensorType, to: Elem, target: &Quant) -> Option<Vec<i64>> {
+    table_of_function(x, to, target, |m, real| m.push(op.clone(), &[real], None).ok())
+}
+
+/// The same for a function that `build` adds to a module, given its operand of 256 elements.
+pub fn table_of_function(
+    x: &TensorType,
+    to: Elem,
+    target: &Quant,
+    build: impl FnOnce(&mut Module, ValueId) -> Option<ValueId>,
+) -> Option<Vec<i64>> {
     let quant = x.quant.clone().filter(|q| q.axis.is_none())?;
     let ty = TensorType::new(x.elem, Shape::fixed(&[256])).with_quant(quant);
     let entries = evaluate(ty, bytes_of(x.elem)?, |m, x| {
         let real = m.push(Op::Dequantize {}, &[x], None).ok()?;
-        let y = m.push(op.clone(), &[real], None).ok()?;
+        let y = build(m, real)?;
         m.push_quant(Op::Quantize { to }, &[y], target.clone(), None).ok()
     })?;
     Some(entries.into_iter().map(|v| v as i64).collect())

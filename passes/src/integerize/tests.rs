@@ -200,6 +200,18 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(Op::Add {}, &[x, y]);
             b.quantize(Elem::I16, y, 0.0012, 0)
         }
+        "sink-product" => {
+            let (x, y) = (b.bytes(&[rows, k]), b.bytes(&[rows, k]));
+            b.op(Op::Mul {}, &[x, y])
+        }
+        "table-function" => {
+            let x = b.bytes(&[rows, k]);
+            let steeper = b.m.constant(Const::new("c", TensorType::f32(Shape::fixed(&[])), &[1.702f32]));
+            let s = b.op(Op::Mul {}, &[x, steeper]);
+            let s = b.op(Op::Sigmoid {}, &[s]);
+            let y = b.op(Op::Mul {}, &[x, s]);
+            b.quantize(Elem::U8, y, 0.03, 20)
+        }
         "shift-gelu" => {
             let x = b.bytes(&[rows, k]);
             let y = b.op(unary("gelu"), &[x]);

@@ -20,7 +20,10 @@ pub(crate) fn insert(module: &Module, sites: &Sites, quants: &BTreeMap<usize, Qu
         insert.node(n)?;
     }
     for output in &module.outputs {
-        let v = insert.plain(output.value)?;
+        let v = match sites::is_output_quantized(module, output.value) {
+            true => insert.integer(output.value, Role::Wide)?,
+            false => insert.plain(output.value)?,
+        };
         insert.to.output(output.name.clone(), v);
     }
     Ok(insert.to)

@@ -1,8 +1,10 @@
 //! Which edges become integer, in which role, and which of them share a scale.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use vitc_ir::{Class, Def, Elem, Module, Op, ValueId};
+use vitc_ir::{Class, Def, Dim, Elem, Module, Op, ValueId};
+
+use crate::clean::slices::is_elementwise;
 
 /// How a value is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +45,9 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
     let constant = module.const_of(v).is_some();
     let integer = |role| if constant { Demand::Plain } else { Demand::Integer(role) };
     match (&node.op, i) {
+        (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
+        (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some_and(|s| s != v) => Demand::Plain,
+        (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some() => Demand::Integer(Role::Unsigned),
         (Op::MatMul {} | Op::Conv2d { .. }, 0) if is_folded_normalize(module, v) => Demand::Plain,
         (Op::MatMul {} | Op::Conv2d { .. }, 0) => Demand::Integer(Role::Unsigned),
         (Op::MatMul {}, 1) if constant => Demand::Weights { axis: module.ty(v).shape.rank() - 1 },
@@ -53,7 +58,9 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (Op::LayerNorm { .. } | Op::Softmax {} | Op::Normalize { .. }, _) => Demand::Plain,
         (Op::Add {} | Op::Sub {}, _) => Demand::Integer(Role::Wide),
         (Op::ReduceMean { .. } | Op::ReduceSum { .. } | Op::ReduceMax { .. }, _) => integer(Role::Wide),
-        (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
+        (Op::Mul {}, _) if constant && module.ty(v).shape.count() != Some(Dim::fixed(1)) => {
+            Demand::Integer(Role::Signed)
+        }
         (op, _) if op.class() == Class::Float => integer(Role::Unsigned),
         _ => Demand::Plain,
     }
@@ -62,6 +69,82 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
 /// Whether a value is the normalised image, which the convolution takes over.
 pub(crate) fn is_folded_normalize(module: &Module, v: ValueId) -> bool {
     module.node_of(v).is_some_and(|n| matches!(n.op, Op::Normalize { .. }))
+}
+
+/// The value of which the result of an elementwise op is a function: what it and the elementwise ops around it, with
+/// constants of one element, start from. Inside such a chain nothing is quantized, and all of it becomes one table. Chains
+/// that only scale and shift are none: they keep the bits they have.
+pub(crate) fn chain_source(module: &Module, v: ValueId) -> Option<ValueId> {
+    source_within(module, v, 4)
+}
+
+/// Looks for the curved op of a chain above a value, then below it: no further than `steps` and among few users.
+fn source_within(module: &Module, v: ValueId, steps: usize) -> Option<ValueId> {
+    const USERS: usize = 4;
+    if let Some(source) = function_source(module, v) {
+        return Some(source);
+    }
+    module.node_of(v).filter(|n| steps > 0 && is_elementwise(&n.op))?;
+    let users: Vec<_> = module.nodes.iter().filter(|n| n.operands.contains(&v)).take(USERS + 1).collect();
+    if users.len() > USERS || module.outputs.iter().any(|o| o.value == v) {
+        return None;
+    }
+    let mut sources = users.into_iter().map(|n| source_within(module, n.result, steps - 1));
+    let first = sources.next()??;
+    (first != v && sources.all(|s| s == Some(first))).then_some(first)
+}
+
+/// What a value is a function of, by the elementwise ops above it, one of which at least is no affine one.
+fn function_source(module: &Module, v: ValueId) -> Option<ValueId> {
+    const LONGEST: usize = 32;
+    let single = |v: ValueId| module.const_of(v).and_then(|c| c.ty.shape.count()?.as_fixed()) == Some(1);
+    let shape = &module.ty(v).shape;
+    let step = |v: ValueId| module.node_of(v).filter(|n| is_elementwise(&n.op) && module.ty(v).shape == *shape);
+    let mut open = BTreeSet::from([v]);
+    let (mut source, mut curved) = (None, false);
+    // a result comes after its operands, so what was opened never comes back
+    for _ in 0..LONGEST {
+        let Some(node) = open.last().and_then(|&v| step(v)) else { break };
+        open.remove(&node.result);
+        let operands: Vec<_> = node.operands.iter().copied().filter(|&o| !single(o)).collect();
+        curved |= !is_affine(&node.op, operands.len());
+        open.extend(operands);
+        if let (Some(&one), 1) = (open.first(), open.len())
+            && module.const_of(one).is_none()
+            && module.ty(one).shape == *shape
+        {
+            source = Some(one).filter(|_| curved).or(source);
+        }
+    }
+    source
+}
+
+/// Whether an op of so many variable operands only scales and shifts.
+fn is_affine(op: &Op, variables: usize) -> bool {
+    match op {
+        Op::Add {} | Op::Sub {} | Op::Neg {} => true,
+        Op::Mul {} | Op::Div {} => variables < 2,
+        _ => false,
+    }
+}
+
+/// Whether an output needs a quantization of its own: what products and sums yield has one already.
+pub(crate) fn is_output_quantized(module: &Module, v: ValueId) -> bool {
+    let has_none = |&o: &ValueId| {
+        module.node_of(o).is_some_and(|n| {
+            n.op.class() == Class::Float
+                && !matches!(
+                    n.op,
+                    Op::MatMul {}
+                        | Op::Conv2d { .. }
+                        | Op::Add {}
+                        | Op::Sub {}
+                        | Op::ReduceMean { .. }
+                        | Op::ReduceSum { .. }
+                )
+        })
+    };
+    origins(module, v).iter().any(has_none)
 }
 
 /// A scalar factor between a product and softmax joins the exponent's multiplier.
@@ -97,9 +180,12 @@ impl Sites {
                     sites.join_origins(module, v, role);
                 }
             }
-            if matches!(node.op, Op::Add {} | Op::Sub {}) {
+            if matches!(node.op, Op::Add {} | Op::Sub {}) && chain_source(module, node.result).is_none() {
                 sites.join_sum(module, node);
             }
+        }
+        for output in module.outputs.iter().filter(|o| is_output_quantized(module, o.value)) {
+            sites.join_origins(module, output.value, Role::Wide);
         }
         sites
     }

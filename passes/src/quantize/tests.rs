@@ -209,3 +209,76 @@ fn ranges_of_zero_are_harmless() {
     let q = run(&m, &calibrate(&m, &options), &options).unwrap();
     assert!(compare(&m, &q) > 25.0);
 }
+
+/// A chain of elementwise ops on one value is one function: nothing is quantized inside it, though it starts by shifting.
+#[test]
+fn a_function_is_quantized_at_its_ends() {
+    let mut b = Build::new(31);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let x = b.linear(x, WIDTH);
+    let s = b.shift(x, 0.5);
+    let s = b.scale(s, 1.7);
+    let s = b.op(Op::Sigmoid {}, &[s]);
+    let y = b.mul(x, s);
+    let y = b.linear(y, WIDTH);
+    let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
+    let m = crate::shape::run(&m).unwrap();
+    let options = QuantOptions::default();
+    let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+    let quantized: Vec<Elem> =
+        q.nodes.iter().filter(|n| matches!(n.op, Op::Quantize { .. })).map(|n| q.ty(n.result).elem).collect();
+    assert_eq!(quantized, [Elem::U8, Elem::U8], "the function's operand and its result");
+    lowers(&q);
+}
+
+/// An output that is no product has no integers of its own: features leave in 16 bits.
+#[test]
+fn features_are_quantized_as_outputs() {
+    for last in ["layernorm", "tanh", "both"] {
+        let mut b = Build::new(32);
+        let x = b.input(&[TOKENS, WIDTH]);
+        let x = b.linear(x, WIDTH);
+        let n = b.layernorm(x);
+        let y = if last == "layernorm" {
+            n
+        } else {
+            let h = b.linear(n, 8);
+            b.op(Op::Tanh {}, &[h])
+        };
+        if last == "both" {
+            b.m.output("features", n);
+        }
+        let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
+        let m = crate::shape::run(&m).unwrap();
+        let options = QuantOptions::default();
+        let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+        for output in &q.outputs {
+            let v = q.node_of(output.value).unwrap().operands[0];
+            assert_eq!(q.ty(v).elem, Elem::I16, "{last}");
+        }
+        let db = compare(&m, &q);
+        assert!(db > 25.0, "{last}: {db} dB");
+        lowers(&q);
+    }
+}
+
+/// The gate of a gated layer is a product of two activations.
+#[test]
+fn gates_lower() {
+    let mut b = Build::new(33);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let (g, h) = (b.linear(x, WIDTH), b.linear(x, WIDTH));
+    let g = b.op(Op::Silu {}, &[g]);
+    let y = b.mul(g, h);
+    let y = b.linear(y, 8);
+    let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
+    let m = crate::shape::run(&m).unwrap();
+    let options = QuantOptions::default();
+    lowers(&run(&m, &calibrate(&m, &options), &options).unwrap());
+}
+
+fn lowers(m: &Module) {
+    vitc_ir::verify::verify(m).unwrap();
+    let (lowered, _) = crate::integerize::run(m, &Default::default()).unwrap_or_else(|e| panic!("{e}"));
+    vitc_ir::verify::verify(&lowered).unwrap();
+}

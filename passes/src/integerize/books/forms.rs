@@ -45,6 +45,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
         rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
     ];
+    rules.push(rule("table-function", Rounding, "(quantize ?q ?y)", table_of_function));
     rules.extend(UNARY.iter().map(|(name, op)| rule(name, Rounding, &format!("(quantize ?q ({op} ?m (dequantize ?d ?x)))"), table)));
     rules
 }
@@ -71,6 +72,18 @@ fn table(m: &mut Match<'_>) -> Option<Id> {
     let id = table_constant(m, to, &entries);
     let operand = m.var("?x")?;
     m.apply(Op::IntTable {}, Some(target), &[operand, id])
+}
+
+/// A chain of elementwise ops that starts from one 8-bit value is a table as well.
+fn table_of_function(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let (source, entries) = m.function("?y", to, &target)?;
+    let x = m.fact(source).ty.clone()?;
+    if !m.admit("function", "table", cost::table(&x), super::super::report::Error::Steps(0.0)) {
+        return None;
+    }
+    let id = table_constant(m, to, &entries);
+    m.apply(Op::IntTable {}, Some(target), &[source, id])
 }
 
 fn table_constant(m: &mut Match<'_>, to: Elem, entries: &[i64]) -> Id {

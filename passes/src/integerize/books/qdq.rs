@@ -30,6 +30,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("sink-sum",               Exact,    "(reduce_sum ?m (dequantize ?d ?x))",                          sink_sum),
         rule("sink-mean",              Exact,    "(reduce_mean ?m (dequantize ?d ?x))",                         sink_mean),
         rule("sink-add",               Exact,    "(add ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_add),
+        rule("sink-product",           Exact,    "(mul ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_product),
         rule("sink-scale",             Exact,    "(mul ?m (dequantize ?d ?x) ?c)",                              sink_scale),
         rule("sink-scale-left",        Exact,    "(mul ?m ?c (dequantize ?d ?x))",                              sink_scale),
         rule("sink-divisor",           Exact,    "(div ?m (dequantize ?d ?x) ?c)",                              sink_divisor),
@@ -217,6 +218,21 @@ fn sink_add(m: &mut Match<'_>) -> Option<Id> {
     let operands = [m.var("?a")?, m.var("?b")?];
     let total = m.apply(Op::IntAdd { to: Elem::I16 }, Some(qa), &operands)?;
     m.dequantize(total)
+}
+
+/// The product of two activations, as in gated layers.
+fn sink_product(m: &mut Match<'_>) -> Option<Id> {
+    let (a, b) = (m.ty("?a")?, m.ty("?b")?);
+    let narrow = |t: &TensorType| matches!(t.elem, Elem::U8 | Elem::I8);
+    let (qa, qb) = (a.quant.clone()?, b.quant.clone()?);
+    if !narrow(&a) || !narrow(&b) {
+        return None; // the product of two wide ones leaves 32 bits
+    }
+    let quant = Quant::per_tensor(qa.single()? * qb.single()?, 0);
+    let op = Op::IntMul { a_zero: qa.zero_point.into(), b_zero: qb.zero_point.into() };
+    let operands = [m.var("?a")?, m.var("?b")?];
+    let product = m.apply(op, Some(quant), &operands)?;
+    m.dequantize(product)
 }
 
 fn scalar_constant(m: &Match<'_>) -> Option<f64> {
