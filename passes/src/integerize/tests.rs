@@ -344,6 +344,19 @@ fn lowering_is_deterministic() {
     assert_eq!(build(), build());
 }
 
+/// The shift forms are of GELU, softmax and layernorm; other functions keep their table, or a model with a ReLU had no form.
+#[test]
+fn functions_without_a_published_form_keep_their_table() {
+    for rule in ["table-relu", "table-tanh", "table-function"] {
+        let mut b = Bench { m: Module::new("instance", Stage::Quantize), dice: Dice(Normal::new(4)) };
+        let y = instance(rule, &mut b);
+        b.m.output("y", y);
+        let options = Options { nonlinear: Nonlinear::Shift, ..Options::default() };
+        let (lowered, _) = run(&b.m, &options).unwrap_or_else(|e| panic!("{rule}: {e}"));
+        assert!(lowered.nodes.iter().any(|n| matches!(n.op, Op::IntTable {})), "{rule}");
+    }
+}
+
 #[test]
 fn a_float_op_without_an_integer_form_is_named() {
     let mut b = Bench { m: Module::new("instance", Stage::Quantize), dice: Dice(Normal::new(1)) };
