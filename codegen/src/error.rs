@@ -30,7 +30,17 @@ pub enum CodegenError {
         /// What is missing.
         reason: String,
     },
-    /// This machine, or the forced tier, is not supported.
+    /// This machine cannot run the tier that was asked for.
+    #[error("the tier {tier} is not available here: {why}; available: {available}")]
+    Tier {
+        /// The word for the tier.
+        tier: &'static str,
+        /// What the machine lacks.
+        why: String,
+        /// The tiers it can run, the fastest first.
+        available: String,
+    },
+    /// This machine is not supported.
     #[error("no code for this machine: {0}")]
     Target(String),
     /// Cranelift refused a kernel; always a bug of vitc.

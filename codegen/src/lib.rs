@@ -68,9 +68,10 @@ impl Compiled {
 ///
 /// # Errors
 /// [`CodegenError::Node`] for the first node that has no kernel, [`CodegenError::Tensor`] for an input or output that cannot
-/// be bound, [`CodegenError::Stage`] for a module of another stage.
+/// be bound, [`CodegenError::Stage`] for a module of another stage, [`CodegenError::Tier`] for a tier that this machine cannot
+/// run.
 pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenError> {
-    let mut linker = link::Linker::new(isa::host(options.tier)?);
+    let mut linker = link::Linker::new(isa::host(options.tier.checked()?)?);
     let plan = plan::compile(module, options.tier, &mut linker.module)?;
     let functions: Vec<_> = plan.kernels.list.iter().map(|(_, id)| *id).collect();
     let (code, entries) = linker.finish(&functions)?;

@@ -114,7 +114,7 @@ fn runtime_elem(elem: Elem) -> vitc_runtime::Elem {
 /// Evaluates and runs the module; inputs are drawn from these ranges (the whole type where none is given).
 fn check(m: &mut Module, result: ValueId, seed: u64, ranges: &[(i64, i64)]) {
     m.output("y", result);
-    for tier in [Tier::Portable, Tier::Baseline] {
+    for tier in Tier::available() {
         for (batch, threads) in [(1, 1), (3, 2)] {
             check_at(m, tier, batch, threads, seed, ranges);
         }

@@ -125,7 +125,7 @@ pub struct Feed {
 impl Model {
     /// Emits the kernels for this machine and starts `threads` threads (the caller's included).
     pub fn load(compiled: &Compiled, threads: usize) -> Result<Model> {
-        Model::load_on(compiled, threads, Tier::default())
+        Model::load_on(compiled, threads, Tier::best())
     }
 
     /// [`Model::load`] with kernels of that tier.

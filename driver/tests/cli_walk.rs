@@ -11,6 +11,7 @@ use serde_json::Value;
 use vitc::Preprocess;
 use vitc::io::image::{load_pixels, normalize};
 use vitc::io::npy::{Elements, read_npy, write_npy_f32};
+use vitc_codegen::Tier;
 
 fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_else(|| panic!("no number {key} in {value:#}"))
@@ -172,11 +173,27 @@ fn evaluation_counts_beside_the_float_graph() {
 }
 
 #[test]
+fn a_tier_is_auto_or_one_that_this_machine_has() {
+    let dir = temp();
+    let artifact = artifact(dir.path());
+    for tier in Tier::ALL {
+        let bench = ["bench", &artifact, "--runs", "3", "--tier", tier.word()];
+        match tier.missing() {
+            None => assert_eq!(json(&bench)["tier"], tier.word()),
+            Some(why) => {
+                let said = fails(&bench);
+                assert!(said.contains(&why) && said.contains("portable, baseline"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bench_reports_latency_and_the_share_of_each_kernel() {
     let dir = temp();
     let artifact = artifact(dir.path());
     let report = json(&["bench", &artifact, "--runs", "5", "--threads", "1", "--batch", "2"]);
-    assert_eq!((&report["threads"], &report["batch"], &report["tier"]), (&1.into(), &2.into(), &"portable".into()));
+    assert_eq!((&report["threads"], &report["batch"], &report["tier"]), (&1.into(), &2.into(), &Tier::best().word().into()));
     assert!(number(&report, "min_ms") <= number(&report, "median_ms"));
     assert!(number(&report, "median_ms") <= number(&report, "p90_ms"));
     assert!(number(&report, "macs") > 1e6 && number(&report, "gmacs_per_s") > 0.0);

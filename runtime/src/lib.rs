@@ -6,6 +6,7 @@
 //! * [`Session`]: arena and worker threads of one program; allocates nothing once a batch size has been seen.
 //! * [`TensorView`], [`TensorViewMut`], [`Tensor`]: checked views of element bytes at the session's door, where `f32`
 //!   inputs are quantized and integer outputs dequantized.
+//! * [`request_tiles`]: what a process must do before its first AMX instruction.
 //!
 //! This crate uses no other vitc crate, so that a shipped product can link it alone.
 
@@ -19,9 +20,11 @@ mod program;
 mod session;
 mod sync;
 mod tensor;
+mod tiles;
 
 pub use error::RuntimeError;
 pub use memory::{CodeMemory, ConstMemory, MappedRegion, Protection};
 pub use program::{Buffer, Extent, InputSpec, KernelFn, OutputSpec, Program, ProgramParts, Quantize, Step, TensorSpec};
 pub use session::{OutputForm, Session, SessionOptions, StepProfile};
 pub use tensor::{Elem, Element, Tensor, TensorView, TensorViewMut};
+pub use tiles::request_tiles;

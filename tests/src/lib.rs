@@ -162,7 +162,7 @@ fn integers_behind(plan: &Module, value: ValueId) -> ValueId {
 
 /// The program of a plan on this machine.
 pub fn program(plan: &Module) -> Result<Arc<Program>> {
-    Ok(Emitted::of(plan, Tier::default())?.program)
+    Ok(Emitted::of(plan, Tier::best())?.program)
 }
 
 /// The integers of the first output by the compiled code.

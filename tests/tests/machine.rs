@@ -59,7 +59,7 @@ fn real_deit_equals_the_evaluator() {
 }
 
 fn computes_in_integers(sample: &Sample, compiled: &Compiled) {
-    let emitted = Emitted::of(&compiled.module, Tier::default()).unwrap();
+    let emitted = Emitted::of(&compiled.module, Tier::best()).unwrap();
     assert!(emitted.code_bytes() > 0 && emitted.macs_per_image() > 0);
     for kernel in &emitted.kernels {
         let floats = vitc_codegen::count_float_instructions(&kernel.code[..kernel.instructions]);
@@ -78,7 +78,10 @@ fn every_tier_gives_the_same_bits() {
     let (sample, compiled) = &*BUNDLED;
     let input = plan_input(&compiled.module, &sample.pixels(1).unwrap(), 1).unwrap();
     let run = |tier| executed(&Emitted::of(&compiled.module, tier).unwrap().program, &input, 1).unwrap();
-    assert!(run(Tier::Portable) == run(Tier::Baseline));
+    let baseline = run(Tier::Baseline);
+    for tier in Tier::available() {
+        assert!(run(tier) == baseline, "{}", tier.word());
+    }
 }
 
 #[test]

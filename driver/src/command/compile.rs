@@ -39,10 +39,11 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: Args, global: Global) -> Result<u8> {
     check_output(&args)?;
+    let tier = args.flags.tier()?;
     let started = Instant::now();
     let (compiled, import) = compile(&args, global)?;
     let emitting = Instant::now();
-    let emitted = Emitted::of(&compiled.module, args.flags.tier())?;
+    let emitted = Emitted::of(&compiled.module, tier)?;
     let emit = emitting.elapsed();
     let bytes = artifact::to_bytes(&compiled.module)?;
     write_atomically(&args.output, |w| Ok(w.write_all(&bytes)?))?;
@@ -50,6 +51,9 @@ pub fn run(args: Args, global: Global) -> Result<u8> {
     say(&report(&args, &compiled, &emitted, &bytes, &times)?.render(global.json))?;
     if args.flags.synthetic() && compiled.journal.calibration_images > 0 {
         note(global, SYNTHETIC);
+    }
+    if let Some(why) = args.flags.slow_tier() {
+        note(global, &why);
     }
     Ok(0)
 }

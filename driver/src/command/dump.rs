@@ -128,7 +128,7 @@ fn write_text(path: &Path, printed: &Printed) -> Result<()> {
 }
 
 fn dump_code(module: &Module, output: Option<&Path>, global: Global) -> Result<()> {
-    let kernels = Emitted::of(module, Tier::default())?.kernels;
+    let kernels = Emitted::of(module, Tier::best())?.kernels;
     let listings: Vec<(String, String)> = kernels
         .iter()
         .map(|k| (k.name.clone(), vitc_codegen::disassemble(k.code.get(..k.instructions).unwrap_or(&k.code))))

@@ -21,6 +21,9 @@ use crate::io::image::{Filter, Preprocess};
 use crate::model::Model;
 use crate::walk::{Journal, available_threads};
 
+/// The words of `--tier`.
+const TIERS: [&str; 5] = ["auto", "amx-int8", "avx512-vnni", "portable", "baseline"];
+
 /// How to compile.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompileFlags {
@@ -37,7 +40,7 @@ pub struct CompileFlags {
     #[arg(long, value_enum, default_value_t = NonlinearFlag::Auto)]
     pub nonlinear: NonlinearFlag,
     /// Kernels to run: `auto` takes the fastest tier of this machine.
-    #[arg(long, value_name = "TIER", default_value = "auto", value_parser = ["auto", "portable", "baseline"])]
+    #[arg(long, value_name = "TIER", default_value = "auto", value_parser = TIERS)]
     pub tier: String,
     /// Threads (default: the cores this process may use). Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -150,13 +153,15 @@ impl CompileFlags {
         Ok(())
     }
 
-    /// The tier to emit kernels for.
-    pub fn tier(&self) -> Tier {
-        match self.tier.as_str() {
-            "portable" => Tier::Portable,
-            "baseline" => Tier::Baseline,
-            _ => Tier::default(),
-        }
+    /// The tier to emit kernels for; one that this machine cannot run is an error.
+    pub fn tier(&self) -> Result<Tier> {
+        Ok(Tier::named(&self.tier).map_or_else(|| Ok(Tier::best()), Tier::checked)?)
+    }
+
+    /// Why kernels are slower than they could be, when nobody asked for that.
+    pub fn slow_tier(&self) -> Option<String> {
+        let wide = Tier::Avx512Vnni.missing().filter(|_| self.tier == "auto")?;
+        Some(format!("kernels are of tier {}, the slower one: {wide}", Tier::best().word()))
     }
 
     /// Whether calibration is on noise.
@@ -293,11 +298,12 @@ pub fn compiled(path: &Path, flags: &CompileFlags, global: Global) -> Result<Com
 
 /// Reads a model, compiles it as far as needed and loads it.
 pub fn model(path: &Path, flags: &CompileFlags, global: Global) -> Result<Model> {
+    let tier = flags.tier()?;
     let compiled = compiled(path, flags, global)?;
     if flags.synthetic() && !compiled.journal.times.is_empty() {
         super::note(global, SYNTHETIC);
     }
-    Model::load_on(&compiled, flags.thread_count(), flags.tier())
+    Model::load_on(&compiled, flags.thread_count(), tier)
 }
 
 /// What is said whenever a model was calibrated on noise.

@@ -135,7 +135,7 @@ fn cut(plan: &Module, last: usize) -> Module {
 
 /// Runs the compiled plan; outputs in the program's own element types.
 pub(super) fn execute(plan: &Module, inputs: &[Tensor], threads: usize) -> Result<Vec<Tensor>> {
-    let program = Emitted::of(plan, Tier::default())?.program;
+    let program = Emitted::of(plan, Tier::best())?.program;
     let mut session = Session::new(program, SessionOptions { threads, ..SessionOptions::default() })?;
     let views: Vec<TensorView<'_>> = inputs.iter().map(view).collect::<Result<_>>()?;
     session.run(&views, OutputForm::Raw)?.iter().map(tensor_of).collect()
