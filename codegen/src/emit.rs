@@ -5,11 +5,12 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8X16, I64};
 use cranelift_codegen::ir::{
-    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Type, Value,
+    AbiParam, Block, BlockArg, Endianness, FuncRef, Function, InstBuilder, MemFlagsData, Signature, StackSlotData,
+    StackSlotKind, Type, Value,
 };
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use vitc_ir::Elem;
+use vitc_ir::{Dim, Elem};
 
 use crate::view::Lin;
 
@@ -58,6 +59,8 @@ pub(crate) struct Emit<'a> {
     pub end: Value,
     pub batch: Value,
     pub scratch: Value,
+    /// The leaves that the kernel may call.
+    pub leaves: Vec<FuncRef>,
 }
 
 impl<'a> Emit<'a> {
@@ -67,7 +70,7 @@ impl<'a> Emit<'a> {
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
         let p = b.block_params(entry).to_vec();
-        Emit { b, features, args: p[0], begin: p[1], end: p[2], batch: p[3], scratch: p[4] }
+        Emit { b, features, args: p[0], begin: p[1], end: p[2], batch: p[3], scratch: p[4], leaves: Vec::new() }
     }
 
     pub(crate) fn finish(mut self, isa: &dyn TargetIsa) {
@@ -80,6 +83,17 @@ impl<'a> Emit<'a> {
     pub(crate) fn arg(&mut self, n: usize) -> Value {
         let address = Addr { base: self.args, disp: 8 * n as i32 };
         self.load(I64, address)
+    }
+
+    /// Calls leaf `n` with a block of these 64-bit values.
+    pub(crate) fn call_leaf(&mut self, n: usize, block: &[Value]) {
+        let bytes = 8 * block.len() as u32;
+        let slot = self.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 3));
+        for (i, &v) in block.iter().enumerate() {
+            self.b.ins().stack_store(I64, v, slot, 8 * i as i32);
+        }
+        let address = self.b.ins().stack_addr(I64, slot, 0);
+        self.b.ins().call(self.leaves[n], &[address]);
     }
 
     pub(crate) fn iconst(&mut self, v: i64) -> Value {
@@ -241,6 +255,26 @@ impl<'a> Emit<'a> {
         self.b.ins().jump(head, &Self::args(&next));
         self.b.switch_to_block(after);
         (params[0], params[1..].to_vec())
+    }
+
+    /// The items `begin..end` as turns of outer loops, each with the rows `from .. from + count` of `inner` rows: the body
+    /// gets the turn, `from` and `count`.
+    pub(crate) fn each_turn(&mut self, inner: Dim, mut body: impl FnMut(&mut Self, Value, Value, Value)) {
+        let inner = self.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
+        let (begin, end) = (self.begin, self.end);
+        let last = self.add_imm(end, -1);
+        let (first_turn, last_turn) = (self.b.ins().sdiv(begin, inner), self.b.ins().sdiv(last, inner));
+        let after = self.add_imm(last_turn, 1);
+        self.for_range(first_turn, after, 1, &[], |e, turn, _| {
+            let zero = e.iconst(0);
+            let start = e.b.ins().imul(turn, inner);
+            let from = e.b.ins().isub(begin, start);
+            let to = e.b.ins().isub(end, start);
+            let (from, to) = (e.b.ins().smax(from, zero), e.b.ins().smin(to, inner));
+            let count = e.b.ins().isub(to, from);
+            body(e, turn, from, count);
+            Vec::new()
+        });
     }
 
     /// The body `count` times (known when compiling), tested after each turn; the body gets no index, only what it carries.

@@ -30,7 +30,7 @@ use vitc_ir::{Dim, Elem};
 use crate::emit::{Addr, Emit};
 use crate::lane::{GROUP, LaneSpec, Lanes};
 use crate::operand::{Operand, RowGroup, run_group, split_index};
-use crate::view::{Factor, Lin};
+use crate::view::Factor;
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = 8;
@@ -194,21 +194,9 @@ impl Gemm {
             let count = e.b.ins().isub(end, begin);
             return self.rows(e, &[], begin, count);
         }
-        let inner = e.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
-        let (begin, end) = (e.begin, e.end);
-        let last = e.add_imm(end, -1);
-        let (first_lead, last_lead) = (e.b.ins().sdiv(begin, inner), e.b.ins().sdiv(last, inner));
-        let after = e.add_imm(last_lead, 1);
-        e.for_range(first_lead, after, 1, &[], |e, lead, _| {
-            let zero = e.iconst(0);
-            let start = e.b.ins().imul(lead, inner);
-            let from = e.b.ins().isub(begin, start);
-            let to = e.b.ins().isub(end, start);
-            let (from, to) = (e.b.ins().smax(from, zero), e.b.ins().smin(to, inner));
-            let count = e.b.ins().isub(to, from);
-            let indices = split_index(e, lead, outer);
+        e.each_turn(inner, |e, turn, from, count| {
+            let indices = split_index(e, turn, outer);
             self.rows(e, &indices, from, count);
-            Vec::new()
         });
     }
 

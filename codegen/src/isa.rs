@@ -25,6 +25,11 @@ impl Tier {
     /// Every tier, the fastest first.
     pub const ALL: [Tier; 4] = [Tier::AmxInt8, Tier::Avx512Vnni, Tier::Portable, Tier::Baseline];
 
+    /// Whether leaves on 512-bit vectors take part.
+    pub(crate) fn is_wide(self) -> bool {
+        matches!(self, Tier::AmxInt8 | Tier::Avx512Vnni)
+    }
+
     /// The word for it in kernel names, flags and reports.
     pub fn word(self) -> &'static str {
         match self {

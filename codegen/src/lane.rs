@@ -38,17 +38,17 @@ pub(crate) enum Lanes {
 }
 
 /// Smallest and largest value.
-type Interval = (i128, i128);
+pub(crate) type Interval = (i128, i128);
 
 const I16_RANGE: Interval = (-(1 << 15), (1 << 15) - 1);
-const I32_RANGE: Interval = (-(1 << 31), (1 << 31) - 1);
+pub(crate) const I32_RANGE: Interval = (-(1 << 31), (1 << 31) - 1);
 const I64_RANGE: Interval = (-(1 << 63), (1 << 63) - 1);
 
 fn within(a: Interval, b: Interval) -> bool {
     a.0 >= b.0 && a.1 <= b.1
 }
 
-fn meet(a: Interval, b: Interval) -> Interval {
+pub(crate) fn meet(a: Interval, b: Interval) -> Interval {
     (a.0.clamp(b.0, b.1), a.1.clamp(b.0, b.1))
 }
 
@@ -93,7 +93,8 @@ impl LaneSpec {
         }
     }
 
-    fn intervals(&self, widths: &[Width]) -> Vec<Interval> {
+    /// The interval of each instruction's value.
+    pub(crate) fn intervals(&self, widths: &[Width]) -> Vec<Interval> {
         let mut known: Vec<Interval> = Vec::with_capacity(widths.len());
         for (inst, width) in self.program.insts.iter().zip(widths) {
             let range = if *width == Width::W32 { I32_RANGE } else { I64_RANGE };
@@ -179,13 +180,17 @@ struct Code<'c, 'a> {
 
 /// Which registers hold a value, narrowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Held {
+pub(crate) enum Held {
+    /// 16-bit lanes.
     I16,
+    /// 32-bit lanes.
     I32,
+    /// 64-bit lanes.
     I64,
 }
 
-fn fit(interval: Interval) -> Held {
+/// The narrowest registers for an interval.
+pub(crate) fn fit(interval: Interval) -> Held {
     if within(interval, I16_RANGE) {
         Held::I16
     } else if within(interval, I32_RANGE) {

@@ -21,6 +21,7 @@ mod operand;
 mod plan;
 mod rows;
 mod view;
+mod wide;
 
 pub use disasm::{count_float_instructions, disassemble};
 pub use error::CodegenError;

@@ -15,6 +15,7 @@ mod guarded;
 mod movement;
 mod products;
 mod rows;
+mod wide;
 
 fn module() -> Module {
     Module::new("test", Stage::Plan)

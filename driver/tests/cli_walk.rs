@@ -193,7 +193,10 @@ fn bench_reports_latency_and_the_share_of_each_kernel() {
     let dir = temp();
     let artifact = artifact(dir.path());
     let report = json(&["bench", &artifact, "--runs", "5", "--threads", "1", "--batch", "2"]);
-    assert_eq!((&report["threads"], &report["batch"], &report["tier"]), (&1.into(), &2.into(), &Tier::best().word().into()));
+    assert_eq!(
+        (&report["threads"], &report["batch"], &report["tier"]),
+        (&1.into(), &2.into(), &Tier::best().word().into())
+    );
     assert!(number(&report, "min_ms") <= number(&report, "median_ms"));
     assert!(number(&report, "median_ms") <= number(&report, "p90_ms"));
     assert!(number(&report, "macs") > 1e6 && number(&report, "gmacs_per_s") > 0.0);

@@ -7,6 +7,7 @@ use crate::isa::Tier;
 use crate::kernel::Spec;
 use crate::operand::Columns;
 use crate::testing::{Guarded, Random, Single, compile};
+use crate::view::Lin;
 
 fn operand(elem: Elem, row: usize, columns: Columns) -> Operand {
     Operand { elem, offset: Lin::ZERO, rows: vec![Lin::fixed(row as i64)], columns }

@@ -2,16 +2,18 @@
 
 use cranelift_module::Module as Backend;
 use vitc_ir::lane::{Access, Input, Inst, Program};
+use vitc_ir::layout::Layout;
 use vitc_ir::{Const, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::Buffer;
 
 use super::{Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
 use crate::conv::Conv;
-use crate::gemm::{Gemm, Reading, Weights, weight_layout};
+use crate::gemm::{Gemm, Reading, Weights};
 use crate::kernel::Spec;
 use crate::lane::check_access;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, View};
+use crate::wide::gemm::WideGemm;
 
 /// The parts of a product that do not depend on where b comes from.
 struct Parts {
@@ -80,11 +82,8 @@ impl<M: Backend> Planner<'_, M> {
         };
         builder.push(&a_view, a.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(rank - 1..rank))?);
-        let (b_buffer, corrections, matrix) = match packed {
-            Some(plain) => {
-                let (b, c) = self.weights(k, n, plain, b.elem, zeros);
-                (b, c, None)
-            }
+        let right = match packed {
+            Some(plain) => Right::Weights { plain, elem: b.elem },
             None => {
                 let (buffer, view) = self.operand(node.operands[1])?;
                 let view = view.broadcast(&b.shape, &with([k.into(), n.into()]));
@@ -93,13 +92,13 @@ impl<M: Backend> Planner<'_, M> {
                 let mut rows = view.clone();
                 rows.dims[rank - 2] = Vec::new();
                 builder.push(&rows, b.elem, columns);
-                (buffer, None, Some(k_stride))
+                Right::Activation { buffer, k_stride }
             }
         };
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
         let reading = reading(&a_view.flat(rank - 1..rank), k)?;
-        let sides = Sides { a: a_buffer, b: b_buffer, corrections, matrix };
-        self.gemm(node, parts, builder, sides, Numbers { k, n, zeros, macs, channel: rank - 1 }, reading)
+        let numbers = Numbers { k, n, zeros, macs, channel: rank - 1 };
+        self.gemm(node, parts, builder, (a_buffer, right), numbers, reading)
     }
 
     fn gemm(
@@ -107,12 +106,11 @@ impl<M: Backend> Planner<'_, M> {
         node: &Node,
         parts: Parts,
         mut p: Product,
-        sides: Sides,
+        (a_buffer, right): (Buffer, Right),
         n: Numbers,
         reading: Reading,
     ) -> Lowered {
-        let to = self.buffer(node.result)?;
-        let mut args = vec![sides.a, sides.b, to, sides.corrections.unwrap_or(to)];
+        let mut extra_buffers = Vec::new();
         for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
             let (buffer, view) = self.operand(v)?;
             let view = spread(&view, &self.module.ty(v).shape, input.access, &p.shape, n.channel)?;
@@ -122,11 +120,12 @@ impl<M: Backend> Planner<'_, M> {
                 Columns::of(&view.flat(p.columns..p.columns + 1))?
             };
             p.push(&view, input.elem, columns);
-            args.push(buffer);
+            extra_buffers.push(buffer);
         }
         let (mut sizes, mut operands) = p.operands()?;
         // The kernel packs b once for each turn of the outer loops, so b must stay the same in the inner one.
-        let moves = sides.matrix.is_some() && operands[2].rows.last().is_some_and(|&s| s != Lin::ZERO);
+        let matrix = matches!(right, Right::Activation { .. });
+        let moves = matrix && operands[2].rows.last().is_some_and(|&s| s != Lin::ZERO);
         if moves || sizes.is_empty() {
             sizes.push(1.into());
             operands.iter_mut().for_each(|o| o.rows.push(Lin::ZERO));
@@ -134,9 +133,11 @@ impl<M: Backend> Planner<'_, M> {
         operands.iter().try_for_each(Operand::check_rows)?;
         let mut operands = operands.into_iter();
         let (a, out) = (operands.next().ok_or("no a")?, operands.next().ok_or("no result")?);
-        let weights = match sides.matrix {
-            Some(k_stride) => Weights::Matrix { operand: operands.next().ok_or("no b")?, k_stride },
-            None => Weights::Packed,
+        let weights = match &right {
+            Right::Weights { .. } => Weights::Packed,
+            Right::Activation { k_stride, .. } => {
+                Weights::Matrix { operand: operands.next().ok_or("no b")?, k_stride: *k_stride }
+            }
         };
         let inputs: Vec<Option<ValueId>> = std::iter::once(None).chain(parts.extras.iter().map(|&v| Some(v))).collect();
         let lane = self.lane(&parts.program, &inputs)?;
@@ -153,34 +154,55 @@ impl<M: Backend> Planner<'_, M> {
             lane,
             sizes: sizes.clone(),
         };
-        let (name, grain) = (gemm.name(&lane_word(&parts.program)), gemm.grain());
+        let word = lane_word(&parts.program);
+        let (spec, name, grain, panel) = match self.widened(&gemm)? {
+            Some(wide) => {
+                let (name, grain) = (wide.name(&word), wide.grain());
+                (Spec::WideGemm(wide), name, grain, crate::wide::gemm::PANEL)
+            }
+            None => {
+                let (name, grain) = (gemm.name(&word), gemm.grain());
+                (Spec::Gemm(gemm), name, grain, crate::gemm::PANEL)
+            }
+        };
+        let (b_buffer, corrections) = match right {
+            Right::Weights { plain, elem } => self.weights(&n, plain, elem, panel),
+            Right::Activation { buffer, .. } => (buffer, None),
+        };
+        let to = self.buffer(node.result)?;
+        let mut args = vec![a_buffer, b_buffer, to, corrections.unwrap_or(to)];
+        args.extend(extra_buffers);
         let items = extent(product_of(&sizes)?);
-        self.step(Call { spec: Spec::Gemm(gemm), name, args, items, grain, macs: n.macs })
+        self.step(Call { spec, name, args, items, grain, macs: n.macs })
     }
 
-    /// Packs constant weights and, when a has a zero point, their corrections.
-    fn weights(
-        &mut self,
-        k: usize,
-        n: usize,
-        mut plain: Vec<u8>,
-        elem: Elem,
-        zeros: (i64, i64),
-    ) -> (Buffer, Option<Buffer>) {
+    /// The product as a kernel of the wide tiers, where that can do it.
+    fn widened(&mut self, gemm: &Gemm) -> Lowered<Option<WideGemm>> {
+        if !self.tier.is_wide() {
+            return Ok(None);
+        }
+        let Some(wide) = WideGemm::of(gemm) else { return Ok(None) };
+        Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some(wide))
+    }
+
+    /// Packs constant weights in panels of that many columns and, when a has a zero point, their corrections.
+    fn weights(&mut self, of: &Numbers, mut plain: Vec<u8>, elem: Elem, panel: usize) -> (Buffer, Option<Buffer>) {
+        let Numbers { k, n, zeros, .. } = *of;
         if elem == Elem::U8 {
             plain.iter_mut().for_each(|b| *b ^= 0x80);
         }
-        let packed = weight_layout(k, n).pack(k, n, &plain);
+        let packed = Layout::Dot4 { columns: panel }.pack(k, n, &plain);
         let b = self.pool(&packed);
         if zeros.0 == 0 {
             return (b, None);
         }
-        let mut corrections = vec![0i32; n.next_multiple_of(crate::gemm::PANEL)];
-        for (column, c) in corrections.iter_mut().take(n).enumerate() {
-            let sum: i64 = (0..k).map(|row| i64::from(plain[row * n + column] as i8)).sum();
-            *c = (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum) as i32;
+        let mut sums = vec![0i64; n];
+        for row in plain.chunks_exact(n) {
+            sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += i64::from(w as i8));
         }
-        let bytes: Vec<u8> = corrections.iter().flat_map(|c| c.to_le_bytes()).collect();
+        let correction = |sum: i64| (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum) as i32;
+        let mut bytes: Vec<u8> = sums.into_iter().flat_map(|sum| correction(sum).to_le_bytes()).collect();
+        bytes.resize(4 * n.next_multiple_of(panel), 0);
         (b, Some(self.pool(&bytes)))
     }
 
@@ -229,7 +251,6 @@ impl<M: Backend> Planner<'_, M> {
         let zeros = zero_points(x.elem, g.x_zero, w.elem, 0)?;
         let plain = self.const_of(node.operands[1]).ok_or("weights are not constant")?.data.to_vec();
         let plain: Vec<u8> = (0..k * n).map(|i| plain[(i % n) * k + i / n]).collect();
-        let (b, corrections) = self.weights(k, n, plain, w.elem, zeros);
         let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
         let mut builder = Product {
             rows: vec![0, 2, 3],
@@ -242,9 +263,9 @@ impl<M: Backend> Planner<'_, M> {
         builder.push(&a, x.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(1..2))?);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
-        let sides = Sides { a: a_buffer, b, corrections, matrix: None };
+        let right = Right::Weights { plain, elem: w.elem };
         let reading = reading(&window, k)?;
-        self.gemm(node, parts, builder, sides, Numbers { k, n, zeros, macs, channel: 1 }, reading)
+        self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel: 1 }, reading)
     }
 
     fn direct_conv(&mut self, node: &Node, g: &Geometry) -> Lowered {
@@ -307,12 +328,12 @@ impl<M: Backend> Planner<'_, M> {
     }
 }
 
-/// Buffers of both sides; `matrix` is the stride of k in an activation b.
-struct Sides {
-    a: Buffer,
-    b: Buffer,
-    corrections: Option<Buffer>,
-    matrix: Option<i64>,
+/// The right side of a product.
+enum Right {
+    /// Constant, row-major.
+    Weights { plain: Vec<u8>, elem: Elem },
+    /// Computed; `k_stride` elements from one k to the next.
+    Activation { buffer: Buffer, k_stride: i64 },
 }
 
 struct Numbers {

@@ -1,0 +1,62 @@
+//! The leaves of the wide tiers: whole panels, narrow last ones, tiles that overlap, and that they are used at all.
+
+use super::*;
+
+fn product(rows: usize, k: usize, n: usize, to: Elem, table: bool, residual: bool) -> (Module, ValueId) {
+    let mut m = module();
+    let mut r = Random((rows * 31 + k * 7 + n) as u64);
+    let a = input(&mut m, Elem::U8, batched(&[rows, k]));
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+    let bias = random_constant(&mut m, &mut r, Elem::I32, &[n], -(1 << 20), 1 << 20);
+    let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+    let mut inputs = vec![(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::I32, Access::Channel)];
+    let mut insts =
+        vec![Inst::Load(0), Inst::Load(1), Inst::Add(0, 1), Inst::Load(2), Inst::MulWide(2, 3), Inst::RoundShr(4, 41)];
+    let mut operands = vec![a, w, bias, scale];
+    if table {
+        let entries = random_constant(&mut m, &mut r, Elem::I8, &[256], -128, 127);
+        operands.push(entries);
+        inputs.push((Elem::I8, Access::Table));
+        insts.extend([Inst::Clamp(5, 0, 255), Inst::Truncate(6), Inst::Table { input: 3, index: 7, bias: 0 }]);
+    }
+    if residual {
+        let x = input(&mut m, Elem::I16, batched(&[rows, n]));
+        operands.push(x);
+        inputs.push((Elem::I16, Access::Element));
+        let (value, input) = (insts.len() as u32 - 1, inputs.len() as u32 - 1);
+        insts.push(Inst::Clamp(value, -32768, 32767));
+        if !table {
+            insts.push(Inst::Truncate(value + 1));
+        }
+        let value = insts.len() as u32 - 1;
+        insts.extend([Inst::Load(input), Inst::Add(value, value + 1)]);
+    }
+    let l = lane(&mut m, &inputs, insts, to);
+    let y = node(&mut m, Op::FusedMatMul { a_zero: 9, b_zero: 0, lane: l, to }, &operands);
+    (m, y)
+}
+
+#[test]
+fn panels_of_every_width_and_tiles_of_every_height() {
+    for (i, n) in [1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 190].into_iter().enumerate() {
+        for (j, rows) in [1, 5, 6, 7, 13].into_iter().enumerate() {
+            let to = [Elem::U8, Elem::I8, Elem::I16, Elem::I32][(i + j) % 4];
+            let k = [4, 20, 37, 64, 130][(i * 3 + j) % 5];
+            let (mut m, y) = product(rows, k, n, to, (i + j) % 3 == 0, (i + j) % 2 == 0);
+            check(&mut m, y, 3, &[]);
+        }
+    }
+}
+
+#[test]
+fn products_with_constant_weights_run_in_leaves() {
+    for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
+        let (mut m, y) = product(13, 64, 128, Elem::U8, true, false);
+        m.output("y", y);
+        let compiled = compile(&m, &Options { tier }).unwrap();
+        let leaf = compiled.kernels.iter().find(|k| k.name.contains(".leaf")).expect("a leaf");
+        let text = crate::disassemble(&leaf.code[..leaf.instructions]);
+        assert!(text.contains("vpdpbusd zmm"), "{text}");
+        assert!(text.contains("vpermt2b zmm"), "{text}");
+    }
+}

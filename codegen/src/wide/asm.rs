@@ -1,0 +1,141 @@
+//! A leaf under construction: iced-x86's assembler, registers by number, and a pool of constants behind the code.
+//!
+//! A leaf is a function of one argument in `rdi`, a block of pointers and counts that the kernel around it filled and that
+//! the leaf may change. It keeps the callee-saved registers, uses any vector and mask register, and leaves the upper
+//! halves zero for the 128-bit code that called it.
+
+use std::collections::BTreeMap;
+
+use iced_x86::code_asm::{
+    AsmMemoryOperand, AsmRegister64, AsmRegisterK, AsmRegisterXmm, AsmRegisterZmm, CodeAssembler, CodeLabel, registers,
+};
+use iced_x86::{IcedError, Register};
+
+/// What assembling gives.
+pub(crate) type Assembled<T = ()> = Result<T, Fault>;
+
+/// Why there is no leaf.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// A lane program needs more registers (or a wider choice) than the leaf has: another kernel does the work.
+    Registers,
+    /// The generator wrote an instruction that does not exist.
+    Assembler(IcedError),
+}
+
+impl From<IcedError> for Fault {
+    fn from(e: IcedError) -> Fault {
+        Fault::Assembler(e)
+    }
+}
+
+/// Registers that a function must give back as it found them.
+const CALLEE_SAVED: [AsmRegister64; 6] = [
+    registers::gpr64::rbx,
+    registers::gpr64::rbp,
+    registers::gpr64::r12,
+    registers::gpr64::r13,
+    registers::gpr64::r14,
+    registers::gpr64::r15,
+];
+
+/// An assembler with constants.
+pub(crate) struct Asm {
+    pub c: CodeAssembler,
+    pool: BTreeMap<Vec<u8>, CodeLabel>,
+}
+
+impl Asm {
+    /// A leaf after its prologue.
+    pub(crate) fn leaf() -> Assembled<Asm> {
+        let mut c = CodeAssembler::new(64)?;
+        for r in CALLEE_SAVED {
+            c.push(r)?;
+        }
+        Ok(Asm { c, pool: BTreeMap::new() })
+    }
+
+    /// The epilogue, the constants, and the bytes of it all.
+    pub(crate) fn finish(mut self) -> Assembled<Vec<u8>> {
+        self.c.vzeroupper()?;
+        for r in CALLEE_SAVED.iter().rev() {
+            self.c.pop(*r)?;
+        }
+        self.c.ret()?;
+        // Larger first, so that each lies at a multiple of its own size from the first.
+        let mut pool: Vec<(Vec<u8>, CodeLabel)> = std::mem::take(&mut self.pool).into_iter().collect();
+        pool.sort_by_key(|(bytes, _)| std::cmp::Reverse(bytes.len()));
+        for (bytes, mut label) in pool {
+            self.c.set_label(&mut label)?;
+            self.c.db(&bytes)?;
+        }
+        Ok(self.c.assemble(0)?)
+    }
+
+    /// Where these constant bytes lie.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> CodeLabel {
+        match self.pool.get(bytes) {
+            Some(&label) => label,
+            None => {
+                let label = self.c.create_label();
+                self.pool.insert(bytes.to_vec(), label);
+                label
+            }
+        }
+    }
+
+    /// A 32-bit constant, to be broadcast.
+    pub(crate) fn dword(&mut self, v: i64) -> AsmMemoryOperand {
+        let label = self.bytes(&(v as i32).to_le_bytes());
+        iced_x86::code_asm::dword_bcst(label)
+    }
+
+    /// A 64-bit constant, to be broadcast.
+    pub(crate) fn qword(&mut self, v: i64) -> AsmMemoryOperand {
+        let label = self.bytes(&v.to_le_bytes());
+        iced_x86::code_asm::qword_bcst(label)
+    }
+
+    /// A vector of 32-bit constants.
+    pub(crate) fn dwords(&mut self, v: [u32; 16]) -> AsmMemoryOperand {
+        let bytes: Vec<u8> = v.iter().flat_map(|v| v.to_le_bytes()).collect();
+        iced_x86::code_asm::zmmword_ptr(self.bytes(&bytes))
+    }
+
+    /// `body` until the count in `counter` (at least one) is used up.
+    pub(crate) fn repeat(&mut self, counter: AsmRegister64, body: impl FnOnce(&mut Asm) -> Assembled) -> Assembled {
+        let mut head = self.c.create_label();
+        self.c.set_label(&mut head)?;
+        body(self)?;
+        self.c.dec(counter)?;
+        Ok(self.c.jnz(head)?)
+    }
+
+    /// `register += bytes`.
+    pub(crate) fn advance(&mut self, register: AsmRegister64, bytes: i64) -> Assembled {
+        match i32::try_from(bytes).expect("strides stay below 2 GiB") {
+            0 => Ok(()),
+            bytes => Ok(self.c.add(register, bytes)?),
+        }
+    }
+}
+
+/// Vector register `n`.
+pub(crate) fn z(n: u8) -> AsmRegisterZmm {
+    registers::zmm::get_zmm(Register::ZMM0 + u32::from(n)).expect("one of 32")
+}
+
+/// The low quarter of vector register `n`.
+pub(crate) fn x(n: u8) -> AsmRegisterXmm {
+    registers::xmm::get_xmm(Register::XMM0 + u32::from(n)).expect("one of 32")
+}
+
+/// Mask register `n`.
+pub(crate) fn k(n: u8) -> AsmRegisterK {
+    registers::k::get_k(Register::K0 + u32::from(n)).expect("one of 8")
+}
+
+/// Memory at a register and a displacement.
+pub(crate) fn at(base: AsmRegister64, disp: i64) -> AsmMemoryOperand {
+    base + i32::try_from(disp).expect("displacements stay below 2 GiB")
+}

@@ -1,0 +1,451 @@
+//! Matrix products with constant weights on 512-bit vectors: `vpdpbusd` register tiles under a whole panel pass.
+//!
+//! ```text
+//! for lead                         Cranelift: outer loops over rows in which some operand is not affine
+//!   for chunk of rows              Cranelift: only when rows of a have to be copied together first
+//!     leaf
+//!       for panel of 64 columns    K*64 bytes of weights, which stay in the caches while all rows pass
+//!         for tile of 6 rows       the last tile of fewer rows starts earlier and computes some rows again
+//!           for k in steps of 4    24 products; one line of the next panel is fetched every four steps
+//!           for row of the tile    lane program on 64 outputs
+//! ```
+//!
+//! Registers, of 32: 6 rows x 4 vectors of sixteen `i32` sums, 4 vectors of b (four k of sixteen columns each), 2 that
+//! hold four k of a row of a in every lane. Each step is 24 products for 10 loads, so products bound it at any width of
+//! the load unit; 64 columns make the bytes of a row of outputs one line.
+//!
+//! The leaf's block: see [`Slot`].
+
+use cranelift_codegen::ir::{InstBuilder, Value, types};
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi};
+use iced_x86::code_asm::{AsmRegister64, dword_ptr, ptr, qword_ptr, zmmword_ptr};
+use vitc_ir::{Dim, Elem};
+
+use super::asm::{Asm, Assembled, at, z};
+use super::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, is_supported, masks};
+use crate::copy::copy_factors;
+use crate::emit::{Addr, Emit};
+use crate::gemm::{Gemm, Reading, Weights};
+use crate::lane::LaneSpec;
+use crate::operand::{Columns, Operand, split_index};
+use crate::view::{Factor, Lin};
+
+/// Columns of a panel of packed weights.
+pub(crate) const PANEL: usize = ROW;
+/// Rows of a register tile: with four vectors each, 24 of 32 registers.
+const TILE: usize = 6;
+/// Steps of four k in one turn of the inner loop: enough that the loop's own instructions vanish.
+const UNROLL: usize = 4;
+/// Bytes of copied rows at a time; they are read once for each panel, from the second-level cache.
+const CHUNK_BYTES: usize = 256 << 10;
+/// The registers that walk the lane program's inputs.
+const EXTRAS: [AsmRegister64; 5] = [r12, r13, r14, r15, rbp];
+/// The two registers that hold elements of a.
+const SPLAT: [u8; 2] = [28, 29];
+/// The first of four registers that hold weights.
+const WEIGHTS: u8 = 24;
+
+/// The leaf's block of 64-bit values.
+#[derive(Clone, Copy)]
+enum Slot {
+    /// First row of a.
+    A,
+    /// First panel of weights.
+    B,
+    /// First output.
+    Out,
+    /// Corrections of the first panel.
+    Corrections,
+    /// Rows.
+    Rows,
+    /// Panels that are still to do.
+    Panels,
+    /// Input of the lane program, from its second on.
+    Extra(usize),
+}
+
+impl Slot {
+    fn index(self) -> usize {
+        match self {
+            Slot::A => 0,
+            Slot::B => 1,
+            Slot::Out => 2,
+            Slot::Corrections => 3,
+            Slot::Rows => 4,
+            Slot::Panels => 5,
+            Slot::Extra(n) => 6 + n,
+        }
+    }
+
+    fn offset(self) -> i64 {
+        8 * self.index() as i64
+    }
+}
+
+/// A matrix product. Arguments: a, b, out, corrections, then the lane program's inputs from the second on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct WideGemm {
+    /// Loops over rows, outermost first; the last one runs inside the leaf.
+    pub sizes: Vec<Dim>,
+    pub k: usize,
+    pub n: usize,
+    /// Rows of a; its columns are described by `reading`.
+    pub a: Operand,
+    pub reading: Reading,
+    /// Whether the sums start with corrections for a's zero point.
+    pub corrected: bool,
+    pub out: Operand,
+    /// Inputs of the lane program from the second on.
+    pub extras: Vec<Operand>,
+    pub lane: LaneSpec,
+}
+
+impl WideGemm {
+    /// The same product with a leaf, if there can be one; its code has still to fit the registers.
+    pub(crate) fn of(g: &Gemm) -> Option<WideGemm> {
+        let straight = |o: &Operand| matches!(o.columns, Columns::Same | Columns::Table | Columns::Stride(1));
+        let fits = g.weights == Weights::Packed
+            && g.b_zero == 0
+            && matches!(g.a.elem, Elem::U8 | Elem::I8)
+            && g.out.columns == Columns::Stride(1)
+            && g.extras.len() <= EXTRAS.len()
+            && g.extras.iter().all(straight)
+            && is_supported(&g.lane);
+        fits.then(|| WideGemm {
+            sizes: g.sizes.clone(),
+            k: g.k,
+            n: g.n,
+            a: g.a.clone(),
+            reading: g.reading.clone(),
+            corrected: g.a_zero != 0,
+            out: g.out.clone(),
+            extras: g.extras.clone(),
+            lane: g.lane.clone(),
+        })
+    }
+
+    /// Items of a step: rows. Threads share them at whole tiles.
+    pub(crate) fn grain(&self) -> usize {
+        2 * TILE
+    }
+
+    fn k4(&self) -> usize {
+        self.k.next_multiple_of(4)
+    }
+
+    /// Rows of a that are not consecutive bytes, or not whole steps, or signed, are copied first.
+    fn is_copied(&self) -> bool {
+        let in_place = matches!(self.reading, Reading::Direct { segments: 1, run, .. } if run == self.k);
+        !in_place || !self.k.is_multiple_of(4) || self.a.elem == Elem::I8
+    }
+
+    /// Bytes from row to row of a as the leaf sees it.
+    fn a_stride(&self) -> i64 {
+        if self.is_copied() { self.k4() as i64 } else { self.a.row_stride() }
+    }
+
+    fn chunk_rows(&self) -> usize {
+        (CHUNK_BYTES / self.k4()).clamp(1, 256)
+    }
+
+    /// Bytes of scratch the kernel uses.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        if self.is_copied() { self.chunk_rows() * self.k4() } else { 0 }
+    }
+
+    /// `gemm_u8s8_<lane>__k192n768`.
+    pub(crate) fn name(&self, lane: &str) -> String {
+        let copied = if self.is_copied() { "_copy" } else { "" };
+        format!("gemm_{}s8{lane}{copied}__k{}n{}", self.a.elem.name().replace('i', "s"), self.k, self.n)
+    }
+
+    // ---- the kernel around the leaf
+
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let (inner, outer) = match self.sizes.split_last() {
+            Some((&inner, outer)) => (inner, outer),
+            None => (Dim::fixed(1), &[][..]),
+        };
+        if outer.is_empty() {
+            let (begin, end) = (e.begin, e.end);
+            let count = e.b.ins().isub(end, begin);
+            return self.rows(e, &[], begin, count);
+        }
+        e.each_turn(inner, |e, turn, from, count| {
+            let indices = split_index(e, turn, outer);
+            self.rows(e, &indices, from, count);
+        });
+    }
+
+    /// Rows `from .. from + count` of one turn of the outer loops.
+    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], from: Value, count: Value) {
+        let start = |e: &mut Emit<'_>, arg: usize, o: &Operand| {
+            let pointer = e.arg(arg);
+            let base = o.base(e, pointer, outer);
+            e.at(base, from, o.row_stride())
+        };
+        let a = start(e, 0, &self.a);
+        let out = start(e, 2, &self.out);
+        let extras: Vec<Value> = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
+        if !self.is_copied() {
+            return self.call(e, a, out, &extras, count);
+        }
+        let zero = e.iconst(0);
+        let rows = self.chunk_rows() as i64;
+        e.for_range(zero, count, rows, &[], |e, i, _| {
+            let left = e.b.ins().isub(count, i);
+            let rows = e.iconst(rows);
+            let size = e.b.ins().smin(left, rows);
+            let from = e.at(a, i, self.a.row_stride());
+            self.copy_rows(e, from, size);
+            let scratch = e.scratch;
+            let out = e.at(out, i, self.out.row_stride());
+            let extras: Vec<Value> =
+                self.extras.iter().zip(&extras).map(|(o, &x)| e.at(x, i, o.row_stride())).collect();
+            self.call(e, scratch, out, &extras, size);
+            Vec::new()
+        });
+    }
+
+    /// Copies rows to scratch: consecutive, unsigned, padded with zeros to whole steps.
+    fn copy_rows(&self, e: &mut Emit<'_>, from: Value, count: Value) {
+        let (zero, to) = (e.iconst(0), e.scratch);
+        let factors = self.factors();
+        e.for_range(zero, count, 1, &[from, to], |e, _, p| {
+            copy_factors(e, &factors, 1, p[0], p[1]);
+            if self.a.elem == Elem::I8 {
+                flip_signs(e, p[1], self.k);
+            }
+            for k in self.k..self.k4() {
+                let none = e.constant(types::I8, 0);
+                e.store(none, Addr { base: p[1], disp: k as i32 });
+            }
+            vec![e.add_imm(p[0], self.a.row_stride()), e.add_imm(p[1], self.k4() as i64)]
+        });
+    }
+
+    fn factors(&self) -> Vec<Factor> {
+        let factor = |size: usize, stride: i64| Factor { size: size.into(), stride: Lin::fixed(stride) };
+        match &self.reading {
+            Reading::Gathered(factors) => factors.clone(),
+            Reading::Direct { segments: 1, run, .. } if *run == self.k => vec![factor(*run, 1)],
+            Reading::Direct { segments, run, step } if segments * run == self.k => {
+                vec![factor(*segments, *step), factor(*run, 1)]
+            }
+            // One element for all of k.
+            Reading::Direct { .. } => vec![factor(self.k, 0)],
+        }
+    }
+
+    fn call(&self, e: &mut Emit<'_>, a: Value, out: Value, extras: &[Value], count: Value) {
+        let panels = e.iconst((self.n / PANEL) as i64);
+        let (b, corrections) = (e.arg(1), e.arg(3));
+        let mut block = vec![a, b, out, corrections, count, panels];
+        block.extend(extras);
+        e.call_leaf(0, &block);
+    }
+
+    // ---- the leaf
+
+    /// The leaf's code.
+    pub(crate) fn assemble(&self) -> Assembled<Vec<u8>> {
+        let mut asm = Asm::leaf()?;
+        masks(&mut asm, self.n % PANEL)?;
+        if self.n >= PANEL {
+            let mut panel = asm.c.create_label();
+            asm.c.set_label(&mut panel)?;
+            self.panel(&mut asm, PANEL)?;
+            self.next_panel(&mut asm)?;
+            asm.c.dec(slot(Slot::Panels))?;
+            asm.c.jnz(panel)?;
+        }
+        if !self.n.is_multiple_of(PANEL) {
+            self.panel(&mut asm, self.n % PANEL)?;
+        }
+        asm.finish()
+    }
+
+    /// All rows of one panel.
+    fn panel(&self, asm: &mut Asm, columns: usize) -> Assembled {
+        self.load_pointers(asm)?;
+        let (mut rows, mut tail, mut single, mut done) =
+            (asm.c.create_label(), asm.c.create_label(), asm.c.create_label(), asm.c.create_label());
+        let tile = TILE as i32;
+        asm.c.set_label(&mut rows)?;
+        asm.c.cmp(rsi, tile)?;
+        asm.c.jl(tail)?;
+        self.tile(asm, TILE, columns)?;
+        self.advance_rows(asm, TILE as i64)?;
+        asm.c.sub(rsi, tile)?;
+        asm.c.jmp(rows)?;
+
+        asm.c.set_label(&mut tail)?;
+        asm.c.test(rsi, rsi)?;
+        asm.c.jz(done)?;
+        asm.c.cmp(slot(Slot::Rows), tile)?;
+        asm.c.jl(single)?;
+        // Some rows again: then the last tile is whole.
+        asm.c.sub(rsi, tile)?;
+        self.move_rows(asm)?;
+        asm.c.mov(rsi, i64::from(tile) as u64)?;
+        asm.c.jmp(rows)?;
+
+        asm.c.set_label(&mut single)?;
+        self.tile(asm, 1, columns)?;
+        self.advance_rows(asm, 1)?;
+        asm.c.dec(rsi)?;
+        asm.c.jnz(single)?;
+        asm.c.set_label(&mut done)?;
+        asm.c.nop()?;
+        Ok(())
+    }
+
+    /// Pointers of the panel at hand: rcx rows of a, rdx weights, r8 out, r9 corrections, rbx the line to fetch next.
+    fn load_pointers(&self, asm: &mut Asm) -> Assembled {
+        for (register, from) in
+            [(rcx, Slot::A), (rdx, Slot::B), (r8, Slot::Out), (r9, Slot::Corrections), (rsi, Slot::Rows)]
+        {
+            asm.c.mov(register, slot(from))?;
+        }
+        for (i, &register) in EXTRAS.iter().enumerate().take(self.extras.len()) {
+            asm.c.mov(register, slot(Slot::Extra(i)))?;
+        }
+        asm.c.lea(rbx, ptr(at(rdx, self.panel_bytes())))?;
+        Ok(())
+    }
+
+    fn panel_bytes(&self) -> i64 {
+        (self.k4() * PANEL) as i64
+    }
+
+    /// Moves the block on to the next panel.
+    fn next_panel(&self, asm: &mut Asm) -> Assembled {
+        let columns = PANEL as i64;
+        let mut steps = vec![(Slot::B, self.panel_bytes()), (Slot::Out, self.out.column_stride() * columns)];
+        steps.push((Slot::Corrections, 4 * columns));
+        steps.extend(self.extras.iter().enumerate().map(|(i, o)| (Slot::Extra(i), o.column_stride() * columns)));
+        for (at, bytes) in steps {
+            if bytes != 0 {
+                asm.c.add(slot(at), bytes as i32)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers that walk the rows, and how far apart those are.
+    fn walkers(&self) -> Vec<(AsmRegister64, i64)> {
+        let extras = EXTRAS.into_iter().zip(self.extras.iter().map(Operand::row_stride));
+        [(rcx, self.a_stride()), (r8, self.out.row_stride())].into_iter().chain(extras).collect()
+    }
+
+    fn advance_rows(&self, asm: &mut Asm, rows: i64) -> Assembled {
+        self.walkers().into_iter().try_for_each(|(register, stride)| asm.advance(register, rows * stride))
+    }
+
+    /// Moves all pointers by rsi rows.
+    fn move_rows(&self, asm: &mut Asm) -> Assembled {
+        for (register, stride) in self.walkers() {
+            if stride != 0 {
+                asm.c.imul_3(rax, rsi, stride as i32)?;
+                asm.c.add(register, rax)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tile(&self, asm: &mut Asm, rows: usize, columns: usize) -> Assembled {
+        let vectors = columns.div_ceil(LANES);
+        for row in 0..rows {
+            for v in 0..vectors {
+                let sum = z(sum(row, v));
+                if self.corrected {
+                    asm.c.vmovdqu32(sum, zmmword_ptr(at(r9, 64 * v as i64)))?;
+                } else {
+                    asm.c.vpxord(sum, sum, sum)?;
+                }
+            }
+        }
+        self.products(asm, rows, vectors)?;
+        (0..rows).try_for_each(|row| self.epilogue(asm, row, columns))
+    }
+
+    /// Sums over all of k.
+    fn products(&self, asm: &mut Asm, rows: usize, vectors: usize) -> Assembled {
+        let steps = self.k4() / 4;
+        let (turns, rest) = (steps / UNROLL, steps % UNROLL);
+        asm.c.mov(r10, rcx)?;
+        asm.c.mov(r11, rdx)?;
+        if turns > 0 {
+            asm.c.mov(rax, turns as u64)?;
+            asm.repeat(rax, |asm| {
+                (0..UNROLL).try_for_each(|step| self.step(asm, step, rows, vectors))?;
+                asm.c.prefetcht0(ptr(rbx))?;
+                asm.advance(rbx, 64)?;
+                asm.advance(r10, 4 * UNROLL as i64)?;
+                asm.advance(r11, (4 * PANEL * UNROLL) as i64)
+            })?;
+        }
+        (0..rest).try_for_each(|step| self.step(asm, step, rows, vectors))
+    }
+
+    /// Four k: `step` steps on from r10 and r11.
+    fn step(&self, asm: &mut Asm, step: usize, rows: usize, vectors: usize) -> Assembled {
+        for v in 0..vectors {
+            let weights = at(r11, (4 * PANEL * step + 64 * v) as i64);
+            asm.c.vmovdqu32(z(WEIGHTS + v as u8), zmmword_ptr(weights))?;
+        }
+        for row in 0..rows {
+            let splat = z(SPLAT[row % 2]);
+            asm.c.vpbroadcastd(splat, dword_ptr(at(r10, row as i64 * self.a_stride() + 4 * step as i64)))?;
+            for v in 0..vectors {
+                asm.c.vpdpbusd(z(sum(row, v)), splat, z(WEIGHTS + v as u8))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The lane program on one row of the tile.
+    fn epilogue(&self, asm: &mut Asm, row: usize, columns: usize) -> Assembled {
+        let sums = std::array::from_fn(|v| sum(row, v));
+        let mut inputs = vec![Feed::Registers(sums)];
+        inputs.extend(self.extras.iter().zip(EXTRAS).map(|(o, base)| {
+            let disp = row as i64 * o.row_stride();
+            match o.columns {
+                Columns::Stride(_) => Feed::Row(base, disp),
+                Columns::Same => Feed::One(base, disp),
+                Columns::Table => Feed::Table(base),
+            }
+        }));
+        // The registers of the rows before are free as well.
+        let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(WEIGHTS..32).collect();
+        let out = (r8, row as i64 * self.out.row_stride());
+        emit_lane(asm, &self.lane, &Group { inputs: &inputs, columns, out, free: &free })
+    }
+}
+
+/// The register of a tile's sums.
+fn sum(row: usize, vector: usize) -> u8 {
+    (row * VECTORS + vector) as u8
+}
+
+fn slot(s: Slot) -> iced_x86::code_asm::AsmMemoryOperand {
+    qword_ptr(at(rdi, s.offset()))
+}
+
+/// Adds 128 to each of `count` bytes.
+fn flip_signs(e: &mut Emit<'_>, at: Value, count: usize) {
+    let flip = e.constant(types::I8X16, -128);
+    let done = e.repeat(count / 16, &[at], |e, p| {
+        let v = e.load(types::I8X16, Addr { base: p[0], disp: 0 });
+        let v = e.b.ins().bxor(v, flip);
+        e.store(v, Addr { base: p[0], disp: 0 });
+        vec![e.add_imm(p[0], 16)]
+    });
+    let byte = e.constant(types::I8, -128);
+    for i in 0..count % 16 {
+        let at = Addr { base: done[0], disp: i as i32 };
+        let v = e.load(types::I8, at);
+        let v = e.b.ins().bxor(v, byte);
+        e.store(v, at);
+    }
+}

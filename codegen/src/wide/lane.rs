@@ -1,0 +1,846 @@
+//! Lane programs as zmm code: a row of up to 64 outputs at a time, sixteen lanes to a register.
+//!
+//! ```text
+//! value   registers of sixteen elements          chosen when the value's interval
+//! Word    1 zmm of 32-bit lanes                  fits 32 bits
+//! Long    2 zmm of 64-bit lanes: those of even   otherwise
+//!         and those of odd elements
+//! ```
+//!
+//! Even and odd, because `vpmuldq` multiplies even lanes as they lie and odd ones after one shift, and because one masked
+//! shuffle or shift brings the halves together again. A look-up of bytes wants all 64 elements in one register, so a
+//! program is cut at its look-ups into stages; each stage runs vector by vector, which keeps few registers alive.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{
+    AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, registers, xmmword_ptr, ymmword_ptr, zmmword_ptr,
+};
+use vitc_ir::Elem;
+use vitc_ir::lane::{Inst, Reg};
+
+use super::asm::{Asm, Assembled, Fault, at, k, x, z};
+use crate::lane::{Held, I32_RANGE, Interval, LaneSpec, fit};
+
+/// Elements of a vector.
+pub(crate) const LANES: usize = 16;
+/// Vectors of a row, and elements of a row.
+pub(crate) const VECTORS: usize = 4;
+/// Elements that one run of a program handles.
+pub(crate) const ROW: usize = LANES * VECTORS;
+
+/// Mask registers: lanes of a comparison; elements of a narrow row as 16, 32 and 64 lanes; even and odd lanes.
+const COMPARED: u8 = 1;
+const TAIL_HALVES: u8 = 3;
+const TAIL_BYTES: u8 = 4;
+const TAIL_WORDS: u8 = 5;
+const EVEN: u8 = 6;
+const ODD: u8 = 7;
+
+/// Where a program finds an input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Feed {
+    /// In registers, one for each vector, which are free afterwards.
+    Registers([u8; VECTORS]),
+    /// Consecutive elements.
+    Row(AsmRegister64, i64),
+    /// One element for the whole row.
+    One(AsmRegister64, i64),
+    /// 256 entries.
+    Table(AsmRegister64),
+}
+
+/// A row of outputs.
+pub(crate) struct Group<'g> {
+    /// The program's inputs.
+    pub inputs: &'g [Feed],
+    /// Elements of the row, 1 to 64; fewer than 64 only after [`masks`] for as many.
+    pub columns: usize,
+    /// Where the results go.
+    pub out: (AsmRegister64, i64),
+    /// Vector registers that hold nothing.
+    pub free: &'g [u8],
+}
+
+/// Whether the compiler knows all that the program does.
+pub(crate) fn is_supported(spec: &LaneSpec) -> bool {
+    let known = |e: Elem| matches!(e, Elem::U8 | Elem::I8 | Elem::I16 | Elem::I32);
+    let byte_tables = spec.program.insts.iter().all(|i| match *i {
+        Inst::Table { input, .. } => spec.program.inputs[input as usize].elem.bytes() == 1,
+        _ => true,
+    });
+    byte_tables && known(spec.program.output) && spec.program.inputs.iter().all(|i| known(i.elem))
+}
+
+/// Sets the mask registers up: the fixed ones, and those of rows of `columns` elements. Clobbers rax.
+pub(crate) fn masks(asm: &mut Asm, columns: usize) -> Assembled {
+    let eax = registers::gpr32::eax;
+    for (mask, bits) in [(EVEN, 0x5555), (ODD, 0xaaaa)] {
+        asm.c.mov(eax, bits)?;
+        asm.c.kmovw(k(mask), eax)?;
+    }
+    let tail = |width: usize| {
+        let left = columns % width;
+        if left == 0 { u64::MAX } else { (1 << left) - 1 }
+    };
+    asm.c.mov(eax, tail(LANES) as u32 as i32)?;
+    asm.c.kmovw(k(TAIL_WORDS), eax)?;
+    asm.c.mov(eax, tail(32) as u32 as i32)?;
+    asm.c.kmovd(k(TAIL_HALVES), eax)?;
+    asm.c.mov(registers::gpr64::rax, tail(ROW))?;
+    asm.c.kmovq(k(TAIL_BYTES), registers::gpr64::rax)?;
+    Ok(())
+}
+
+/// Emits the program for one row. Clobbers rax.
+pub(crate) fn emit(asm: &mut Asm, spec: &LaneSpec, group: &Group<'_>) -> Assembled {
+    let widths = spec.program.widths().expect("the verifier accepted the lane program");
+    let intervals = spec.intervals(&widths);
+    let mut code = Code {
+        asm,
+        spec,
+        group,
+        intervals,
+        free: group.free.to_vec(),
+        looked_up: vec![None; spec.program.insts.len()],
+        slots: Vec::new(),
+        alias: Vec::new(),
+    };
+    code.run()
+}
+
+/// A vector register; a temporary one becomes free after its last use.
+#[derive(Clone, Copy, Debug)]
+struct Vector {
+    n: u8,
+    temporary: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Const(i64),
+    /// Sixteen `i32` in memory, used where they lie.
+    Memory(AsmMemoryOperand),
+    Word(Vector),
+    Long(Vector, Vector),
+}
+
+/// A second operand.
+#[derive(Clone, Copy)]
+enum Source {
+    Register(AsmRegisterZmm),
+    Memory(AsmMemoryOperand),
+}
+
+/// One instruction with a register or memory as its last operand.
+macro_rules! op {
+    ($asm:expr, $name:ident, $to:expr, $x:expr, $y:expr) => {
+        match $y {
+            Source::Register(r) => $asm.c.$name($to, $x, r),
+            Source::Memory(m) => $asm.c.$name($to, $x, m),
+        }
+    };
+}
+
+/// Emits an instruction on two operands.
+type Emitter<'e> = &'e dyn Fn(&mut Asm, AsmRegisterZmm, AsmRegisterZmm, Source) -> Result<(), IcedError>;
+
+/// The value of an instruction and how often it is still read.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    value: Value,
+    uses: usize,
+}
+
+struct Code<'c> {
+    asm: &'c mut Asm,
+    spec: &'c LaneSpec,
+    group: &'c Group<'c>,
+    intervals: Vec<Interval>,
+    free: Vec<u8>,
+    /// The 64 bytes that a look-up gave.
+    looked_up: Vec<Option<u8>>,
+    /// Values of the stage and vector at hand.
+    slots: Vec<Option<Slot>>,
+    /// The instruction whose value an instruction passes on.
+    alias: Vec<usize>,
+}
+
+impl Code<'_> {
+    fn run(&mut self) -> Assembled {
+        let insts = &self.spec.program.insts;
+        let last = insts.len() - 1;
+        for (i, inst) in insts.iter().enumerate() {
+            let &Inst::Table { input, index, bias } = inst else { continue };
+            let words = self.stage(index as usize, (bias, bias + 255), self.reads_registers_after(i))?;
+            let bytes = self.index_bytes(&words, bias)?;
+            let found = self.look_up(input as usize, bytes)?;
+            self.looked_up[i] = Some(found);
+        }
+        match self.looked_up[last] {
+            Some(bytes) if self.spec.last_table().is_some() => self.store_bytes(bytes),
+            _ => {
+                let range = self.spec.program.output.range().expect("results are integers");
+                let words = self.stage(last, range, false)?;
+                self.store(&words)
+            }
+        }
+    }
+
+    fn vectors(&self) -> usize {
+        self.group.columns.div_ceil(LANES)
+    }
+
+    fn is_partial(&self, vector: usize) -> bool {
+        self.group.columns < (vector + 1) * LANES
+    }
+
+    // ---- registers
+
+    fn take(&mut self) -> Assembled<u8> {
+        self.free.pop().ok_or(Fault::Registers)
+    }
+
+    fn give(&mut self, v: Vector) {
+        if v.temporary {
+            self.free.push(v.n);
+        }
+    }
+
+    fn slot(&self, r: Reg) -> Slot {
+        self.slots[self.alias[r as usize]].expect("operands come first")
+    }
+
+    fn is_last_use(&self, r: Reg) -> bool {
+        self.slot(r).uses == 1
+    }
+
+    /// One use less; after the last one the registers are free.
+    fn done(&mut self, r: Reg) {
+        let slot = self.slots[self.alias[r as usize]].as_mut().expect("operands come first");
+        slot.uses -= 1;
+        if slot.uses > 0 {
+            return;
+        }
+        match slot.value {
+            Value::Word(v) => self.give(v),
+            Value::Long(e, o) => {
+                self.give(e);
+                self.give(o);
+            }
+            Value::Const(_) | Value::Memory(_) => {}
+        }
+    }
+
+    fn held(&self, r: Reg) -> Held {
+        match self.slot(r).value {
+            Value::Const(_) => fit(self.intervals[r as usize]).max(Held::I32),
+            Value::Long(..) => Held::I64,
+            Value::Memory(_) | Value::Word(_) => Held::I32,
+        }
+    }
+
+    // ---- stages
+
+    /// Instructions that `root` needs in this stage, and how often each value is read.
+    fn needed(&self, root: usize) -> Vec<usize> {
+        let mut uses = vec![0; root + 1];
+        uses[root] = 1;
+        for i in (0..=root).rev() {
+            let inst = &self.spec.program.insts[i];
+            if uses[i] > 0 && !matches!(inst, Inst::Table { .. }) {
+                inst.operands().into_iter().for_each(|r| uses[r as usize] += 1);
+            }
+        }
+        uses
+    }
+
+    /// Whether a stage after the look-up at `i` reads an input that is in registers.
+    fn reads_registers_after(&self, i: usize) -> bool {
+        let insts = &self.spec.program.insts;
+        let indices = insts[i + 1..].iter().filter_map(|inst| match *inst {
+            Inst::Table { index, .. } => Some(index as usize),
+            _ => None,
+        });
+        let in_registers = |n: u32| matches!(self.group.inputs[n as usize], Feed::Registers(_));
+        indices.chain([insts.len() - 1]).any(|root| {
+            let uses = self.needed(root);
+            (0..=root).any(|i| uses[i] > 0 && matches!(insts[i], Inst::Load(n) if in_registers(n)))
+        })
+    }
+
+    /// The value of `root` in 32-bit lanes, one register for each vector; saturated to `range` where it has more bits.
+    /// `again` keeps inputs in registers for later.
+    fn stage(&mut self, root: usize, range: (i64, i64), again: bool) -> Assembled<Vec<u8>> {
+        (0..self.vectors()).map(|v| self.stage_vector(root, range, v, again)).collect()
+    }
+
+    fn stage_vector(&mut self, root: usize, range: (i64, i64), vector: usize, again: bool) -> Assembled<u8> {
+        let uses = self.needed(root);
+        self.slots = vec![None; root + 1];
+        self.alias = (0..=root).collect();
+        for (i, uses) in uses.into_iter().enumerate().filter(|(_, uses)| *uses > 0) {
+            let inst = self.spec.program.insts[i];
+            match inst {
+                Inst::Widen(a) => self.pass_on(i, a, uses),
+                Inst::Truncate(a) if self.held(a) != Held::I64 => self.pass_on(i, a, uses),
+                _ => {
+                    let value = self.inst(i, &inst, vector, again)?;
+                    self.slots[i] = Some(Slot { value, uses });
+                }
+            }
+        }
+        self.result(root as Reg, range)
+    }
+
+    fn pass_on(&mut self, i: usize, a: Reg, uses: usize) {
+        let root = self.alias[a as usize];
+        self.alias[i] = root;
+        self.slots[root].as_mut().expect("operands come first").uses += uses - 1;
+    }
+
+    /// The stage's result in a register of its own.
+    fn result(&mut self, root: Reg, (lo, hi): (i64, i64)) -> Assembled<u8> {
+        if self.held(root) == Held::I64 {
+            self.bound_long(root, lo, hi)?;
+            let Value::Long(e, o) = self.slot(root).value else { unreachable!("bounded in 64-bit lanes") };
+            self.free.push(o.n);
+            return self.narrow(e.n, o.n, 0);
+        }
+        let v = self.word(root)?;
+        if v.temporary {
+            return Ok(v.n);
+        }
+        let to = self.take()?;
+        self.asm.c.vmovdqa64(z(to), z(v.n))?;
+        Ok(to)
+    }
+
+    fn inst(&mut self, i: usize, inst: &Inst, vector: usize, again: bool) -> Assembled<Value> {
+        if let Some(bytes) = self.looked_up[i] {
+            return self.looked_up_words(i, bytes, vector);
+        }
+        let result = self.intervals[i];
+        match *inst {
+            Inst::Load(n) => self.load(n as usize, vector, again),
+            Inst::Const(v, _) => Ok(Value::Const(v)),
+            Inst::Widen(_) => unreachable!("passed on"),
+            Inst::Truncate(a) => self.shift_long(a, 0, I32_RANGE, false),
+            Inst::Add(a, b) => {
+                self.binary(a, b, result, &|c, d, x, y| op!(c, vpaddd, d, x, y), &|c, d, x, y| op!(c, vpaddq, d, x, y))
+            }
+            Inst::Sub(a, b) => {
+                self.binary(a, b, result, &|c, d, x, y| op!(c, vpsubd, d, x, y), &|c, d, x, y| op!(c, vpsubq, d, x, y))
+            }
+            Inst::Min(a, b) => self
+                .binary(a, b, result, &|c, d, x, y| op!(c, vpminsd, d, x, y), &|c, d, x, y| op!(c, vpminsq, d, x, y)),
+            Inst::Max(a, b) => self
+                .binary(a, b, result, &|c, d, x, y| op!(c, vpmaxsd, d, x, y), &|c, d, x, y| op!(c, vpmaxsq, d, x, y)),
+            Inst::Mul(a, b) | Inst::MulWide(a, b) => self.multiply(a, b, result),
+            Inst::MulHigh15(a, b) => self.multiply_high(a, b),
+            Inst::Shl(a, s) => self.shift_left(a, s, result),
+            Inst::Shr(a, s) if self.held(a) == Held::I64 => self.shift_long(a, s, result, false),
+            Inst::RoundShr(a, s) if self.held(a) == Held::I64 => self.shift_long(a, s, result, true),
+            Inst::Shr(a, s) => self.shift_word(a, s),
+            Inst::RoundShr(a, s) => self.round_shift(a, s, result),
+            Inst::SelectLess(a, b, c, d) => self.select(a, b, c, d),
+            Inst::Clamp(a, lo, hi) => self.clamp(a, lo, hi),
+            Inst::Table { .. } => unreachable!("looked up before the stage"),
+        }
+    }
+
+    // ---- inputs
+
+    fn load(&mut self, n: usize, vector: usize, again: bool) -> Assembled<Value> {
+        let elem = self.spec.program.inputs[n].elem;
+        match self.group.inputs[n] {
+            Feed::Registers(r) => Ok(Value::Word(Vector { n: r[vector], temporary: !again })),
+            Feed::Row(base, disp) => {
+                let at = at(base, disp + (vector * LANES * elem.bytes()) as i64);
+                if elem == Elem::I32 && !self.is_partial(vector) {
+                    return Ok(Value::Memory(zmmword_ptr(at)));
+                }
+                self.load_row(elem, at, self.is_partial(vector))
+            }
+            Feed::One(base, disp) => self.load_one(elem, at(base, disp)),
+            Feed::Table(_) => unreachable!("tables are not loaded"),
+        }
+    }
+
+    fn load_row(&mut self, elem: Elem, at: AsmMemoryOperand, partial: bool) -> Assembled<Value> {
+        let n = self.take()?;
+        let to = if partial { z(n).k5().z() } else { z(n) };
+        match elem {
+            Elem::I32 => self.asm.c.vmovdqu32(to, zmmword_ptr(at))?,
+            Elem::I16 => self.asm.c.vpmovsxwd(to, ymmword_ptr(at))?,
+            Elem::I8 => self.asm.c.vpmovsxbd(to, xmmword_ptr(at))?,
+            _ => self.asm.c.vpmovzxbd(to, xmmword_ptr(at))?,
+        }
+        Ok(temporary(n))
+    }
+
+    fn load_one(&mut self, elem: Elem, at: AsmMemoryOperand) -> Assembled<Value> {
+        use iced_x86::code_asm::{byte_ptr, dword_ptr, word_ptr};
+        let (n, eax) = (self.take()?, registers::gpr32::eax);
+        match elem {
+            Elem::I32 => self.asm.c.vpbroadcastd(z(n), dword_ptr(at))?,
+            Elem::I16 => self.asm.c.movsx(eax, word_ptr(at))?,
+            Elem::I8 => self.asm.c.movsx(eax, byte_ptr(at))?,
+            _ => self.asm.c.movzx(eax, byte_ptr(at))?,
+        }
+        if elem != Elem::I32 {
+            self.asm.c.vpbroadcastd(z(n), eax)?;
+        }
+        Ok(temporary(n))
+    }
+
+    /// The value as a register of 32-bit lanes; what had to be loaded stays loaded for later uses.
+    fn word(&mut self, r: Reg) -> Assembled<Vector> {
+        let from = match self.slot(r).value {
+            Value::Word(v) => return Ok(v),
+            Value::Const(c) => self.asm.dword(c),
+            Value::Memory(m) => m,
+            Value::Long(..) => unreachable!("asked for only where 32 bits suffice"),
+        };
+        let n = self.take()?;
+        match self.slot(r).value {
+            Value::Const(_) => self.asm.c.vpbroadcastd(z(n), from)?,
+            _ => self.asm.c.vmovdqu32(z(n), from)?,
+        }
+        let v = Vector { n, temporary: true };
+        self.slots[self.alias[r as usize]].as_mut().expect("operands come first").value = Value::Word(v);
+        Ok(v)
+    }
+
+    /// The value as the last operand of an instruction on 32-bit lanes.
+    fn source(&mut self, r: Reg) -> Assembled<Source> {
+        Ok(match self.slot(r).value {
+            Value::Const(c) => Source::Memory(self.asm.dword(c)),
+            Value::Memory(m) => Source::Memory(m),
+            _ => Source::Register(z(self.word(r)?.n)),
+        })
+    }
+
+    /// The value in 64-bit lanes as last operands, and the registers that hold them only for now.
+    fn long(&mut self, r: Reg) -> Assembled<([Source; 2], Option<[u8; 2]>)> {
+        match self.slot(r).value {
+            Value::Const(c) => Ok(([Source::Memory(self.asm.qword(c)); 2], None)),
+            Value::Long(e, o) => Ok(([e, o].map(|v| Source::Register(z(v.n))), None)),
+            Value::Word(_) | Value::Memory(_) => {
+                let v = self.word(r)?;
+                let (e, o) = (self.take()?, self.take()?);
+                self.asm.c.vpsllq(z(e), z(v.n), 32)?;
+                self.asm.c.vpsraq(z(e), z(e), 32)?;
+                self.asm.c.vpsraq(z(o), z(v.n), 32)?;
+                Ok(([e, o].map(|n| Source::Register(z(n))), Some([e, o])))
+            }
+        }
+    }
+
+    // ---- arithmetic
+
+    fn binary(&mut self, a: Reg, b: Reg, result: Interval, words: Emitter<'_>, longs: Emitter<'_>) -> Assembled<Value> {
+        if self.held(a).max(self.held(b)).max(fit(result)) != Held::I64 {
+            let x = self.word(a)?;
+            let y = self.source(b)?;
+            self.done(a);
+            self.done(b);
+            let to = self.take()?;
+            words(self.asm, z(to), z(x.n), y)?;
+            return Ok(temporary(to));
+        }
+        let (x, x_held) = self.long(a)?;
+        let (y, y_held) = self.long(b)?;
+        let to = [self.take()?, self.take()?];
+        for i in 0..2 {
+            let first = match x[i] {
+                Source::Register(r) => r,
+                Source::Memory(m) => {
+                    self.asm.c.vpbroadcastq(z(to[i]), m)?;
+                    z(to[i])
+                }
+            };
+            longs(self.asm, z(to[i]), first, y[i])?;
+        }
+        self.free.extend(x_held.into_iter().chain(y_held).flatten());
+        self.done(a);
+        self.done(b);
+        self.settle(to, result)
+    }
+
+    /// Leaves 64-bit lanes as soon as 32 bits suffice.
+    fn settle(&mut self, [e, o]: [u8; 2], result: Interval) -> Assembled<Value> {
+        if fit(result) == Held::I64 {
+            return Ok(Value::Long(Vector { n: e, temporary: true }, Vector { n: o, temporary: true }));
+        }
+        let n = self.narrow(e, o, 0)?;
+        self.free.push(o);
+        Ok(temporary(n))
+    }
+
+    /// Bits `s .. s + 32` of even and odd 64-bit lanes, in place of the even ones.
+    fn narrow(&mut self, e: u8, o: u8, s: u32) -> Assembled<u8> {
+        if s > 0 {
+            self.asm.c.vpsrlq(z(e), z(e), s)?;
+        }
+        self.asm.c.vpsllq(z(o), z(o), 32 - s)?;
+        self.asm.c.vmovdqa32(z(e).k7(), z(o))?;
+        debug_assert_eq!(ODD, 7);
+        Ok(e)
+    }
+
+    fn multiply(&mut self, a: Reg, b: Reg, result: Interval) -> Assembled<Value> {
+        let operands = self.held(a).max(self.held(b));
+        if operands == Held::I64 || fit(result) != Held::I64 {
+            return self
+                .binary(a, b, result, &|c, d, x, y| op!(c, vpmulld, d, x, y), &|c, d, x, y| op!(c, vpmullq, d, x, y));
+        }
+        // A constant or memory goes second.
+        let (a, b) = if matches!(self.slot(a).value, Value::Word(_)) { (a, b) } else { (b, a) };
+        let x = self.word(a)?.n;
+        let (even, odd) = (self.take()?, self.take()?);
+        self.asm.c.vpsrlq(z(odd), z(x), 32)?;
+        match self.slot(b).value {
+            Value::Const(c) => {
+                let c = self.asm.qword(c);
+                self.asm.c.vpmuldq(z(even), z(x), c)?;
+                self.asm.c.vpmuldq(z(odd), z(odd), c)?;
+            }
+            _ => {
+                let y = self.source(b)?;
+                let shifted = self.take()?;
+                op!(self.asm, vpmuldq, z(even), z(x), y)?;
+                match y {
+                    Source::Register(r) => self.asm.c.vpsrlq(z(shifted), r, 32)?,
+                    Source::Memory(m) => self.asm.c.vpsrlq(z(shifted), m, 32)?,
+                }
+                self.asm.c.vpmuldq(z(odd), z(odd), z(shifted))?;
+                self.free.push(shifted);
+            }
+        }
+        self.done(a);
+        self.done(b);
+        Ok(Value::Long(Vector { n: even, temporary: true }, Vector { n: odd, temporary: true }))
+    }
+
+    /// `(a*b + 2^14) >> 15`, at most 32767.
+    fn multiply_high(&mut self, a: Reg, b: Reg) -> Assembled<Value> {
+        let (x, y) = (self.word(a)?, self.source(b)?);
+        self.done(a);
+        self.done(b);
+        let to = self.take()?;
+        op!(self.asm, vpmulld, z(to), z(x.n), y)?;
+        let (half, most) = (self.asm.dword(1 << 14), self.asm.dword(i64::from(i16::MAX)));
+        self.asm.c.vpaddd(z(to), z(to), half)?;
+        self.asm.c.vpsrad(z(to), z(to), 15)?;
+        self.asm.c.vpminsd(z(to), z(to), most)?;
+        Ok(temporary(to))
+    }
+
+    fn shift_left(&mut self, a: Reg, s: u32, result: Interval) -> Assembled<Value> {
+        if self.held(a).max(fit(result)) != Held::I64 {
+            let x = self.word(a)?;
+            self.done(a);
+            let to = self.take()?;
+            self.asm.c.vpslld(z(to), z(x.n), s)?;
+            return Ok(temporary(to));
+        }
+        let to = self.long_copy(a)?;
+        for n in to {
+            self.asm.c.vpsllq(z(n), z(n), s)?;
+        }
+        self.settle(to, result)
+    }
+
+    fn shift_word(&mut self, a: Reg, s: u32) -> Assembled<Value> {
+        let x = self.word(a)?;
+        self.done(a);
+        let to = self.take()?;
+        self.asm.c.vpsrad(z(to), z(x.n), s.min(31))?;
+        Ok(temporary(to))
+    }
+
+    fn round_shift(&mut self, a: Reg, s: u32, result: Interval) -> Assembled<Value> {
+        let half = 1i128 << (s - 1);
+        let x = self.intervals[a as usize];
+        // A value that fits may leave 32 bits with its rounding half, in a 64-bit lane of the language.
+        if fit((x.0, x.1 + half)) == Held::I64 && self.spec.program.widths().is_ok_and(|w| is_long(&w, a)) {
+            let to = self.long_copy(a)?;
+            return self.finish_shift(to, s, result, true);
+        }
+        let x = self.word(a)?;
+        self.done(a);
+        let to = self.take()?;
+        let half = self.asm.dword(1 << (s - 1));
+        self.asm.c.vpaddd(z(to), z(x.n), half)?;
+        self.asm.c.vpsrad(z(to), z(to), s.min(31))?;
+        Ok(temporary(to))
+    }
+
+    /// The value in 64-bit lanes, in registers that may be changed; counts as a use.
+    fn long_copy(&mut self, a: Reg) -> Assembled<[u8; 2]> {
+        if let Value::Long(e, o) = self.slot(a).value
+            && self.is_last_use(a)
+            && e.temporary
+            && o.temporary
+        {
+            self.slots[self.alias[a as usize]] = None;
+            return Ok([e.n, o.n]);
+        }
+        let (sources, held) = self.long(a)?;
+        let to = match held {
+            Some(held) => held,
+            None => {
+                let to = [self.take()?, self.take()?];
+                for (n, s) in to.into_iter().zip(sources) {
+                    match s {
+                        Source::Register(r) => self.asm.c.vmovdqa64(z(n), r)?,
+                        Source::Memory(m) => self.asm.c.vpbroadcastq(z(n), m)?,
+                    }
+                }
+                to
+            }
+        };
+        self.done(a);
+        Ok(to)
+    }
+
+    fn shift_long(&mut self, a: Reg, s: u32, result: Interval, round: bool) -> Assembled<Value> {
+        let to = self.long_copy(a)?;
+        self.finish_shift(to, s, result, round)
+    }
+
+    fn finish_shift(&mut self, to: [u8; 2], s: u32, result: Interval, round: bool) -> Assembled<Value> {
+        if round {
+            let half = self.asm.qword(1 << (s - 1));
+            for n in to {
+                self.asm.c.vpaddq(z(n), z(n), half)?;
+            }
+        }
+        let [e, o] = to;
+        if fit(result) == Held::I64 {
+            for n in to {
+                self.asm.c.vpsraq(z(n), z(n), s)?;
+            }
+            return Ok(Value::Long(Vector { n: e, temporary: true }, Vector { n: o, temporary: true }));
+        }
+        if s < 32 {
+            let n = self.narrow(e, o, s)?;
+            self.free.push(o);
+            return Ok(temporary(n));
+        }
+        // The high halves: those of odd elements lie where they belong.
+        self.asm.c.vpshufd(z(o).k6(), z(e), 0xf5)?;
+        debug_assert_eq!(EVEN, 6);
+        if s > 32 {
+            self.asm.c.vpsrad(z(o), z(o), s - 32)?;
+        }
+        self.free.push(e);
+        Ok(temporary(o))
+    }
+
+    fn select(&mut self, a: Reg, b: Reg, c: Reg, d: Reg) -> Assembled<Value> {
+        if [a, b, c, d].into_iter().any(|r| self.held(r) == Held::I64) {
+            // No form of ours selects in 64 bits.
+            return Err(Fault::Registers);
+        }
+        let (x, y) = (self.word(a)?, self.source(b)?);
+        // Predicate 1: less than, signed.
+        match y {
+            Source::Register(r) => self.asm.c.vpcmpd(k(COMPARED), z(x.n), r, 1)?,
+            Source::Memory(m) => self.asm.c.vpcmpd(k(COMPARED), z(x.n), m, 1)?,
+        }
+        self.done(a);
+        self.done(b);
+        let (other, chosen) = (self.word(d)?, self.source(c)?);
+        self.done(c);
+        self.done(d);
+        let to = self.take()?;
+        match chosen {
+            Source::Register(r) => self.asm.c.vpblendmd(z(to).k1(), z(other.n), r)?,
+            Source::Memory(m) => self.asm.c.vpblendmd(z(to).k1(), z(other.n), m)?,
+        }
+        Ok(temporary(to))
+    }
+
+    fn clamp(&mut self, a: Reg, lo: i64, hi: i64) -> Assembled<Value> {
+        let interval = self.intervals[a as usize];
+        if self.held(a) == Held::I64 {
+            self.bound_long(a, lo, hi)?;
+            let to = self.long_copy(a)?;
+            return self.settle(to, (lo.into(), hi.into()));
+        }
+        let x = self.word(a)?;
+        let (below, above) = (interval.0 < lo.into(), interval.1 > hi.into());
+        if !below && !above && !self.is_last_use(a) {
+            let to = self.take()?;
+            self.asm.c.vmovdqa64(z(to), z(x.n))?;
+            self.done(a);
+            return Ok(temporary(to));
+        }
+        self.done(a);
+        let to = self.take()?;
+        let mut from = x.n;
+        if below {
+            let lo = self.asm.dword(lo);
+            self.asm.c.vpmaxsd(z(to), z(from), lo)?;
+            from = to;
+        }
+        if above {
+            let hi = self.asm.dword(hi);
+            self.asm.c.vpminsd(z(to), z(from), hi)?;
+            from = to;
+        }
+        if from != to {
+            self.asm.c.vmovdqa64(z(to), z(from))?;
+        }
+        Ok(temporary(to))
+    }
+
+    /// Clamps the 64-bit lanes of a value that has them, for this and all later uses.
+    fn bound_long(&mut self, a: Reg, lo: i64, hi: i64) -> Assembled {
+        let uses = self.slot(a).uses;
+        let to = self.long_copy(a)?;
+        let (lo, hi) = (self.asm.qword(lo), self.asm.qword(hi));
+        for n in to {
+            self.asm.c.vpmaxsq(z(n), z(n), lo)?;
+            self.asm.c.vpminsq(z(n), z(n), hi)?;
+        }
+        if uses > 1 {
+            return Err(Fault::Registers);
+        }
+        let value = Value::Long(Vector { n: to[0], temporary: true }, Vector { n: to[1], temporary: true });
+        self.slots[self.alias[a as usize]] = Some(Slot { value, uses });
+        Ok(())
+    }
+
+    // ---- look-ups
+
+    /// Indices as bytes, in the order of the elements.
+    fn index_bytes(&mut self, words: &[u8], bias: i64) -> Assembled<u8> {
+        if !matches!(bias, 0 | -128) {
+            let by = self.asm.dword(bias);
+            for &w in words {
+                self.asm.c.vpsubd(z(w), z(w), by)?;
+            }
+        }
+        let bytes = self.pack_bytes(words, bias == -128)?;
+        if bias == -128 {
+            let label = self.asm.dword(0x8080_8080);
+            self.asm.c.vpxord(z(bytes), z(bytes), label)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Each byte's entry, in place of the byte.
+    fn look_up(&mut self, input: usize, bytes: u8) -> Assembled<u8> {
+        let Feed::Table(table) = self.group.inputs[input] else { unreachable!("a look-up names a table") };
+        let (low, high) = (self.take()?, self.take()?);
+        let entries = |i: i64| zmmword_ptr(at(table, 64 * i));
+        for (n, i) in [(low, 0), (high, 2)] {
+            self.asm.c.vmovdqu64(z(n), entries(i))?;
+            self.asm.c.vpermt2b(z(n), z(bytes), entries(i + 1))?;
+        }
+        self.asm.c.vpmovb2m(k(COMPARED), z(bytes))?;
+        self.asm.c.vpblendmb(z(bytes).k1(), z(low), z(high))?;
+        self.free.extend([low, high]);
+        Ok(bytes)
+    }
+
+    fn looked_up_words(&mut self, i: usize, bytes: u8, vector: usize) -> Assembled<Value> {
+        let Inst::Table { input, .. } = self.spec.program.insts[i] else { unreachable!("only look-ups are kept") };
+        let n = self.take()?;
+        self.asm.c.vextracti32x4(x(n), z(bytes), vector as u32)?;
+        match self.spec.program.inputs[input as usize].elem {
+            Elem::I8 => self.asm.c.vpmovsxbd(z(n), x(n))?,
+            _ => self.asm.c.vpmovzxbd(z(n), x(n))?,
+        }
+        Ok(temporary(n))
+    }
+
+    // ---- results
+
+    /// Saturates words to bytes and brings them into order, in the first register; the others become free.
+    fn pack_bytes(&mut self, words: &[u8], signed: bool) -> Assembled<u8> {
+        let w = |i: usize| z(words[i.min(words.len() - 1)]);
+        let (first, second) = (words[0], if words.len() > 2 { words[2] } else { self.take()? });
+        // The second pair first: with few vectors it repeats the last one.
+        self.asm.c.vpackssdw(z(second), w(2), w(3))?;
+        self.asm.c.vpackssdw(z(first), w(0), w(1))?;
+        if signed {
+            self.asm.c.vpacksswb(z(first), z(first), z(second))?;
+        } else {
+            self.asm.c.vpackuswb(z(first), z(first), z(second))?;
+        }
+        let order = self.asm.dwords(std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32));
+        self.asm.c.vmovdqu32(z(second), order)?;
+        self.asm.c.vpermd(z(first), z(second), z(first))?;
+        self.free.extend(words.iter().copied().filter(|&n| n != first && n != second));
+        self.free.push(second);
+        Ok(first)
+    }
+
+    fn store(&mut self, words: &[u8]) -> Assembled {
+        match self.spec.program.output {
+            Elem::I32 => self.store_words(words),
+            Elem::I16 => self.store_halves(words),
+            elem => {
+                let bytes = self.pack_bytes(words, elem == Elem::I8)?;
+                self.store_bytes(bytes)
+            }
+        }
+    }
+
+    fn store_bytes(&mut self, bytes: u8) -> Assembled {
+        let to = zmmword_ptr(at(self.group.out.0, self.group.out.1));
+        if self.group.columns < ROW {
+            self.asm.c.vmovdqu8(to.k4(), z(bytes))?;
+        } else {
+            self.asm.c.vmovdqu64(to, z(bytes))?;
+        }
+        debug_assert_eq!(TAIL_BYTES, 4);
+        Ok(())
+    }
+
+    fn store_halves(&mut self, words: &[u8]) -> Assembled {
+        let order = [0u64, 2, 4, 6, 1, 3, 5, 7].map(|i| i.to_le_bytes()).concat();
+        let order = zmmword_ptr(self.asm.bytes(&order));
+        for (i, pair) in words.chunks(2).enumerate() {
+            let second = pair[pair.len() - 1];
+            let index = self.take()?;
+            self.asm.c.vpackssdw(z(pair[0]), z(pair[0]), z(second))?;
+            self.asm.c.vmovdqu64(z(index), order)?;
+            self.asm.c.vpermq(z(pair[0]), z(index), z(pair[0]))?;
+            let to = zmmword_ptr(at(self.group.out.0, self.group.out.1 + 64 * i as i64));
+            if self.group.columns < (i + 1) * 32 {
+                self.asm.c.vmovdqu16(to.k3(), z(pair[0]))?;
+            } else {
+                self.asm.c.vmovdqu64(to, z(pair[0]))?;
+            }
+            self.free.push(index);
+        }
+        debug_assert_eq!(TAIL_HALVES, 3);
+        Ok(())
+    }
+
+    fn store_words(&mut self, words: &[u8]) -> Assembled {
+        for (i, &w) in words.iter().enumerate() {
+            let to = zmmword_ptr(at(self.group.out.0, self.group.out.1 + 64 * i as i64));
+            if self.is_partial(i) {
+                self.asm.c.vmovdqu32(to.k5(), z(w))?;
+            } else {
+                self.asm.c.vmovdqu32(to, z(w))?;
+            }
+        }
+        debug_assert_eq!(TAIL_WORDS, 5);
+        Ok(())
+    }
+}
+
+fn temporary(n: u8) -> Value {
+    Value::Word(Vector { n, temporary: true })
+}
+
+/// Whether a value has 64 bits in the language.
+fn is_long(widths: &[vitc_ir::lane::Width], r: Reg) -> bool {
+    widths[r as usize] == vitc_ir::lane::Width::W64
+}
