@@ -48,7 +48,7 @@ impl Tier {
     /// Why this machine cannot run kernels of this tier, in words; nothing if it can.
     pub fn missing(self) -> Option<String> {
         match self {
-            Tier::AmxInt8 => missing_vectors().or_else(|| request_tiles().err().map(String::from)),
+            Tier::AmxInt8 => missing_vectors().or_else(missing_tiles),
             Tier::Avx512Vnni => missing_vectors(),
             Tier::Portable | Tier::Baseline => None,
         }
@@ -100,6 +100,14 @@ fn missing_vectors() -> Option<String> {
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn missing_vectors() -> Option<String> {
     Some("512-bit kernels are for Linux on x86-64 only".into())
+}
+
+/// Why this process cannot use tiles. The tests of this crate emulate them where there are none.
+fn missing_tiles() -> Option<String> {
+    let granted = request_tiles();
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    let granted = granted.or_else(|_| crate::testing::amx::emulate());
+    granted.err().map(String::from)
 }
 
 /// The host's ISA with the extensions of `tier`.
