@@ -19,8 +19,10 @@ use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, Nest, View, resolve};
 
-/// Alignment of constants, and the room behind each.
+/// Alignment of constants.
 const ALIGN: usize = 64;
+/// Bytes behind each constant that kernels may read: multipliers of odd lanes are loaded four bytes on.
+const PADDING: usize = 4;
 
 /// A step before its kernel has an address.
 pub(crate) struct Planned {
@@ -210,13 +212,14 @@ impl<M: Backend> Planner<'_, M> {
         Ok(buffer)
     }
 
-    /// Adds bytes to the constants.
+    /// Adds bytes to the constants, and behind them the padding that kernels may read.
     fn pool(&mut self, bytes: &[u8]) -> Buffer {
         let offset = self.consts.len().next_multiple_of(ALIGN);
+        let len = bytes.len() + PADDING;
         self.consts.resize(offset, 0);
         self.consts.extend_from_slice(bytes);
-        self.consts.resize((offset + bytes.len()).next_multiple_of(ALIGN), 0);
-        Buffer::Const { offset, len: bytes.len() }
+        self.consts.resize((offset + len).next_multiple_of(ALIGN), 0);
+        Buffer::Const { offset, len }
     }
 
     fn const_of(&self, v: ValueId) -> Option<&Const> {

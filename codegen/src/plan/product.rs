@@ -155,18 +155,18 @@ impl<M: Backend> Planner<'_, M> {
             sizes: sizes.clone(),
         };
         let word = lane_word(&parts.program);
-        let (spec, name, grain, panel) = match self.widened(&gemm)? {
-            Some(wide) => {
+        let (spec, name, grain, panel, bias) = match self.widened(&gemm, &parts.extras)? {
+            Some((wide, bias)) => {
                 let (name, grain) = (wide.name(&word), wide.grain());
-                (Spec::WideGemm(wide), name, grain, crate::wide::gemm::PANEL)
+                (Spec::WideGemm(wide), name, grain, crate::wide::gemm::PANEL, bias)
             }
             None => {
                 let (name, grain) = (gemm.name(&word), gemm.grain());
-                (Spec::Gemm(gemm), name, grain, crate::gemm::PANEL)
+                (Spec::Gemm(gemm), name, grain, crate::gemm::PANEL, None)
             }
         };
         let (b_buffer, corrections) = match right {
-            Right::Weights { plain, elem } => self.weights(&n, plain, elem, panel),
+            Right::Weights { plain, elem } => self.weights(&n, plain, elem, panel, bias),
             Right::Activation { buffer, .. } => (buffer, None),
         };
         let to = self.buffer(node.result)?;
@@ -176,32 +176,53 @@ impl<M: Backend> Planner<'_, M> {
         self.step(Call { spec, name, args, items, grain, macs: n.macs })
     }
 
-    /// The product as a kernel of the wide tiers, where that can do it.
-    fn widened(&mut self, gemm: &Gemm) -> Lowered<Option<WideGemm>> {
-        if !self.tier.is_wide() {
+    /// The product as a kernel of the wide tiers, where that can do it, and the bias that its sums start with.
+    fn widened(&mut self, gemm: &Gemm, extras: &[ValueId]) -> Lowered<Option<(WideGemm, Option<Vec<i64>>)>> {
+        if !self.tier.is_wide() || gemm.weights != Weights::Packed {
             return Ok(None);
         }
-        let Some(wide) = WideGemm::of(gemm) else { return Ok(None) };
-        Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some(wide))
+        let constants: Vec<Option<&Const>> = extras.iter().map(|&v| self.const_of(v)).collect();
+        let bias = bias_of(&gemm.lane.program, &constants);
+        let mut gemm = gemm.clone();
+        if let Some((sum, _)) = bias {
+            gemm.lane.program.insts[sum] = Inst::Load(0);
+        }
+        let bias = bias.map(|(_, c)| {
+            let values = c.ints();
+            if values.len() == 1 { vec![values[0]; gemm.n] } else { values }
+        });
+        let constants = constants.iter().map(Option::is_some).collect();
+        let Some(wide) = WideGemm::of(&gemm, bias.is_some(), constants) else { return Ok(None) };
+        Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
     }
 
-    /// Packs constant weights in panels of that many columns and, when a has a zero point, their corrections.
-    fn weights(&mut self, of: &Numbers, mut plain: Vec<u8>, elem: Elem, panel: usize) -> (Buffer, Option<Buffer>) {
+    /// Packs constant weights in panels of that many columns and, when a has a zero point or there is a bias, what the sums
+    /// start with.
+    fn weights(
+        &mut self,
+        of: &Numbers,
+        mut plain: Vec<u8>,
+        elem: Elem,
+        panel: usize,
+        bias: Option<Vec<i64>>,
+    ) -> (Buffer, Option<Buffer>) {
         let Numbers { k, n, zeros, .. } = *of;
         if elem == Elem::U8 {
             plain.iter_mut().for_each(|b| *b ^= 0x80);
         }
         let packed = Layout::Dot4 { columns: panel }.pack(k, n, &plain);
         let b = self.pool(&packed);
-        if zeros.0 == 0 {
+        if zeros.0 == 0 && bias.is_none() {
             return (b, None);
         }
+        let bias = bias.unwrap_or_else(|| vec![0; n]);
         let mut sums = vec![0i64; n];
         for row in plain.chunks_exact(n) {
             sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += i64::from(w as i8));
         }
-        let correction = |sum: i64| (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum) as i32;
-        let mut bytes: Vec<u8> = sums.into_iter().flat_map(|sum| correction(sum).to_le_bytes()).collect();
+        // Modulo 2^32, like the sums: only their total has to fit.
+        let first = |(sum, bias): (i64, i64)| (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum + bias) as i32;
+        let mut bytes: Vec<u8> = sums.into_iter().zip(bias).map(first).flat_map(i32::to_le_bytes).collect();
         bytes.resize(4 * n.next_multiple_of(panel), 0);
         (b, Some(self.pool(&bytes)))
     }
@@ -367,6 +388,21 @@ impl Product {
         let views: Vec<(&View, Elem)> = self.views.iter().zip(self.elems.iter().copied()).collect();
         joint(&views, &self.shape, &self.rows, &self.inner)
     }
+}
+
+/// The instruction that adds a constant bias to the sums, and the bias, when that is the only thing done with the sums.
+fn bias_of<'c>(program: &Program, constants: &[Option<&'c Const>]) -> Option<(usize, &'c Const)> {
+    let insts = &program.insts;
+    let is_sums = |r: u32| insts[r as usize] == Inst::Load(0);
+    let mut reads = insts.iter().enumerate().filter(|(_, i)| i.operands().into_iter().any(is_sums));
+    let (sum, &Inst::Add(a, b)) = reads.next()? else { return None };
+    if reads.next().is_some() || insts.last() == Some(&Inst::Load(0)) {
+        return None;
+    }
+    let Inst::Load(n) = insts[if is_sums(a) { b } else { a } as usize] else { return None };
+    let input = program.inputs.get(n as usize).filter(|i| i.access == Access::Channel && i.elem == Elem::I32);
+    let constant = input.and_then(|_| constants[n as usize - 1]);
+    constant.map(|c| (sum, c))
 }
 
 /// How the dot product sees the zero points: it takes a as unsigned and b as signed bytes.

@@ -92,17 +92,19 @@ pub(crate) struct WideGemm {
     /// Rows of a; its columns are described by `reading`.
     pub a: Operand,
     pub reading: Reading,
-    /// Whether the sums start with corrections for a's zero point.
-    pub corrected: bool,
+    /// Whether the sums start with something: corrections for a's zero point, a bias, or both.
+    pub started: bool,
     pub out: Operand,
     /// Inputs of the lane program from the second on.
     pub extras: Vec<Operand>,
     pub lane: LaneSpec,
+    /// Which of `extras` are constants; the pool has room behind each.
+    pub constants: Vec<bool>,
 }
 
 impl WideGemm {
     /// The same product with a leaf, if there can be one; its code has still to fit the registers.
-    pub(crate) fn of(g: &Gemm) -> Option<WideGemm> {
+    pub(crate) fn of(g: &Gemm, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
         let straight = |o: &Operand| matches!(o.columns, Columns::Same | Columns::Table | Columns::Stride(1));
         let fits = g.weights == Weights::Packed
             && g.b_zero == 0
@@ -117,10 +119,11 @@ impl WideGemm {
             n: g.n,
             a: g.a.clone(),
             reading: g.reading.clone(),
-            corrected: g.a_zero != 0,
+            started: g.a_zero != 0 || biased,
             out: g.out.clone(),
             extras: g.extras.clone(),
             lane: g.lane.clone(),
+            constants,
         })
     }
 
@@ -358,7 +361,7 @@ impl WideGemm {
         for row in 0..rows {
             for v in 0..vectors {
                 let sum = z(sum(row, v));
-                if self.corrected {
+                if self.started {
                     asm.c.vmovdqu32(sum, zmmword_ptr(at(r9, 64 * v as i64)))?;
                 } else {
                     asm.c.vpxord(sum, sum, sum)?;
@@ -408,9 +411,10 @@ impl WideGemm {
     fn epilogue(&self, asm: &mut Asm, row: usize, columns: usize) -> Assembled {
         let sums = std::array::from_fn(|v| sum(row, v));
         let mut inputs = vec![Feed::Registers(sums)];
-        inputs.extend(self.extras.iter().zip(EXTRAS).map(|(o, base)| {
+        inputs.extend(self.extras.iter().zip(EXTRAS).zip(&self.constants).map(|((o, base), &constant)| {
             let disp = row as i64 * o.row_stride();
             match o.columns {
+                Columns::Stride(_) if constant => Feed::Padded(base, disp),
                 Columns::Stride(_) => Feed::Row(base, disp),
                 Columns::Same => Feed::One(base, disp),
                 Columns::Table => Feed::Table(base),

@@ -10,6 +10,12 @@
 //! Even and odd, because `vpmuldq` multiplies even lanes as they lie and odd ones after one shift, and because one masked
 //! shuffle or shift brings the halves together again. A look-up of bytes wants all 64 elements in one register, so a
 //! program is cut at its look-ups into stages; each stage runs vector by vector, which keeps few registers alive.
+//!
+//! What saves instructions, each exact for all values that the intervals allow:
+//! * a rounding shift by 33 and more takes the high halves first and rounds in 32 bits: the rounding half has no low bits;
+//! * a constant added after a rounding shift (a zero point) joins the rounding half;
+//! * clamps to what a saturating pack does anyway (before a look-up, before a 16-bit residual add) are left to the pack;
+//! * multipliers of odd lanes are read four bytes on instead of shifted.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
@@ -43,6 +49,8 @@ pub(crate) enum Feed {
     Registers([u8; VECTORS]),
     /// Consecutive elements.
     Row(AsmRegister64, i64),
+    /// Consecutive elements, with four more bytes behind them that may be read.
+    Padded(AsmRegister64, i64),
     /// One element for the whole row.
     One(AsmRegister64, i64),
     /// 256 entries.
@@ -102,6 +110,7 @@ pub(crate) fn emit(asm: &mut Asm, spec: &LaneSpec, group: &Group<'_>) -> Assembl
         intervals,
         free: group.free.to_vec(),
         looked_up: vec![None; spec.program.insts.len()],
+        joined: Vec::new(),
         slots: Vec::new(),
         alias: Vec::new(),
     };
@@ -151,6 +160,14 @@ struct Slot {
     uses: usize,
 }
 
+/// A constant added to the result of a rounding shift.
+#[derive(Clone, Copy, Debug)]
+struct Joined {
+    shift: usize,
+    sum: usize,
+    constant: i64,
+}
+
 struct Code<'c> {
     asm: &'c mut Asm,
     spec: &'c LaneSpec,
@@ -159,6 +176,8 @@ struct Code<'c> {
     free: Vec<u8>,
     /// The 64 bytes that a look-up gave.
     looked_up: Vec<Option<u8>>,
+    /// Of the stage at hand: constants that join the rounding half of a shift, and the sums they make superfluous.
+    joined: Vec<Joined>,
     /// Values of the stage and vector at hand.
     slots: Vec<Option<Slot>>,
     /// The instruction whose value an instruction passes on.
@@ -171,6 +190,7 @@ impl Code<'_> {
         let last = insts.len() - 1;
         for (i, inst) in insts.iter().enumerate() {
             let &Inst::Table { input, index, bias } = inst else { continue };
+            let index = self.unclamped(index, (bias, bias + 255));
             let words = self.stage(index as usize, (bias, bias + 255), self.reads_registers_after(i))?;
             let bytes = self.index_bytes(&words, bias)?;
             let found = self.look_up(input as usize, bytes)?;
@@ -180,10 +200,42 @@ impl Code<'_> {
             Some(bytes) if self.spec.last_table().is_some() => self.store_bytes(bytes),
             _ => {
                 let range = self.spec.program.output.range().expect("results are integers");
+                if let Some((value, residual)) = self.residual() {
+                    let words = self.stage(value as usize, range, false)?;
+                    return self.store_halves(&words, Some(residual));
+                }
                 let words = self.stage(last, range, false)?;
                 self.store(&words)
             }
         }
+    }
+
+    /// What a clamp to `range` clamps, where a saturating pack to it follows.
+    fn unclamped(&self, r: Reg, range: (i64, i64)) -> Reg {
+        match self.spec.program.insts[r as usize] {
+            Inst::Clamp(a, lo, hi) if (lo, hi) == range && matches!(lo, 0 | -128) => a,
+            _ => r,
+        }
+    }
+
+    /// The value and the row of a program that ends in adding `i16` elements to a value clamped to 16 bits.
+    fn residual(&self) -> Option<(Reg, (AsmRegister64, i64))> {
+        let insts = &self.spec.program.insts;
+        let &Inst::Add(a, b) = insts.last()? else { return None };
+        let parts = |a: Reg, b: Reg| match (insts[a as usize], insts[b as usize]) {
+            (Inst::Clamp(x, -0x8000, 0x7fff), Inst::Load(n)) => {
+                let elem = self.spec.program.inputs[n as usize].elem;
+                match self.group.inputs[n as usize] {
+                    Feed::Row(base, disp) | Feed::Padded(base, disp) if elem == Elem::I16 => Some((x, (base, disp))),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        if self.spec.program.output != Elem::I16 {
+            return None;
+        }
+        parts(a, b).or_else(|| parts(b, a))
     }
 
     fn vectors(&self) -> usize {
@@ -276,6 +328,7 @@ impl Code<'_> {
 
     fn stage_vector(&mut self, root: usize, range: (i64, i64), vector: usize, again: bool) -> Assembled<u8> {
         let uses = self.needed(root);
+        self.joined = self.join_constants(&uses);
         self.slots = vec![None; root + 1];
         self.alias = (0..=root).collect();
         for (i, uses) in uses.into_iter().enumerate().filter(|(_, uses)| *uses > 0) {
@@ -283,6 +336,11 @@ impl Code<'_> {
             match inst {
                 Inst::Widen(a) => self.pass_on(i, a, uses),
                 Inst::Truncate(a) if self.held(a) != Held::I64 => self.pass_on(i, a, uses),
+                Inst::Add(a, b) if self.joined.iter().any(|j| j.sum == i) => {
+                    let (value, constant) = if self.is_constant(b) { (a, b) } else { (b, a) };
+                    self.done(constant);
+                    self.pass_on(i, value, uses);
+                }
                 _ => {
                     let value = self.inst(i, &inst, vector, again)?;
                     self.slots[i] = Some(Slot { value, uses });
@@ -290,6 +348,33 @@ impl Code<'_> {
             }
         }
         self.result(root as Reg, range)
+    }
+
+    fn is_constant(&self, r: Reg) -> bool {
+        matches!(self.spec.program.insts[r as usize], Inst::Const(..))
+    }
+
+    /// The sums of a stage whose constant can join a rounding shift.
+    fn join_constants(&self, uses: &[usize]) -> Vec<Joined> {
+        let insts = &self.spec.program.insts;
+        let join = |i: usize| -> Option<Joined> {
+            let Inst::Add(a, b) = insts[i] else { return None };
+            let (mut value, constant) = match (insts[a as usize], insts[b as usize]) {
+                (_, Inst::Const(c, _)) => (a as usize, c),
+                (Inst::Const(c, _), _) => (b as usize, c),
+                _ => return None,
+            };
+            while let (Inst::Truncate(x), 1) = (insts[value], uses[value]) {
+                value = x as usize;
+            }
+            let Inst::RoundShr(x, s @ 33..) = insts[value] else { return None };
+            let x = self.intervals[x as usize];
+            let added = (1i128 << (s - 33)) + (i128::from(constant) << (s - 32));
+            let sums = ((x.0 >> 32) + added, (x.1 >> 32) + added);
+            let fits = uses[value] == 1 && fit(x) == Held::I64 && fit(sums) != Held::I64;
+            fits.then_some(Joined { shift: value, sum: i, constant })
+        };
+        (0..uses.len()).filter(|&i| uses[i] > 0).filter_map(join).collect()
     }
 
     fn pass_on(&mut self, i: usize, a: Reg, uses: usize) {
@@ -324,7 +409,10 @@ impl Code<'_> {
             Inst::Load(n) => self.load(n as usize, vector, again),
             Inst::Const(v, _) => Ok(Value::Const(v)),
             Inst::Widen(_) => unreachable!("passed on"),
-            Inst::Truncate(a) => self.shift_long(a, 0, I32_RANGE, false),
+            Inst::Truncate(a) => {
+                let to = self.long_copy(a)?;
+                self.finish_shift(to, 0, I32_RANGE)
+            }
             Inst::Add(a, b) => {
                 self.binary(a, b, result, &|c, d, x, y| op!(c, vpaddd, d, x, y), &|c, d, x, y| op!(c, vpaddq, d, x, y))
             }
@@ -338,8 +426,11 @@ impl Code<'_> {
             Inst::Mul(a, b) | Inst::MulWide(a, b) => self.multiply(a, b, result),
             Inst::MulHigh15(a, b) => self.multiply_high(a, b),
             Inst::Shl(a, s) => self.shift_left(a, s, result),
-            Inst::Shr(a, s) if self.held(a) == Held::I64 => self.shift_long(a, s, result, false),
-            Inst::RoundShr(a, s) if self.held(a) == Held::I64 => self.shift_long(a, s, result, true),
+            Inst::Shr(a, s) if self.held(a) == Held::I64 => {
+                let to = self.long_copy(a)?;
+                self.finish_shift(to, s, result)
+            }
+            Inst::RoundShr(a, s) if self.held(a) == Held::I64 => self.round_long(i, a, s, result),
             Inst::Shr(a, s) => self.shift_word(a, s),
             Inst::RoundShr(a, s) => self.round_shift(a, s, result),
             Inst::SelectLess(a, b, c, d) => self.select(a, b, c, d),
@@ -354,7 +445,7 @@ impl Code<'_> {
         let elem = self.spec.program.inputs[n].elem;
         match self.group.inputs[n] {
             Feed::Registers(r) => Ok(Value::Word(Vector { n: r[vector], temporary: !again })),
-            Feed::Row(base, disp) => {
+            Feed::Row(base, disp) | Feed::Padded(base, disp) => {
                 let at = at(base, disp + (vector * LANES * elem.bytes()) as i64);
                 if elem == Elem::I32 && !self.is_partial(vector) {
                     return Ok(Value::Memory(zmmword_ptr(at)));
@@ -505,6 +596,10 @@ impl Code<'_> {
                 self.asm.c.vpmuldq(z(even), z(x), c)?;
                 self.asm.c.vpmuldq(z(odd), z(odd), c)?;
             }
+            Value::Memory(m) if self.is_padded(b) => {
+                self.asm.c.vpmuldq(z(even), z(x), m)?;
+                self.asm.c.vpmuldq(z(odd), z(odd), m + 4)?;
+            }
             _ => {
                 let y = self.source(b)?;
                 let shifted = self.take()?;
@@ -520,6 +615,12 @@ impl Code<'_> {
         self.done(a);
         self.done(b);
         Ok(Value::Long(Vector { n: even, temporary: true }, Vector { n: odd, temporary: true }))
+    }
+
+    /// Whether a value in memory may be read four bytes on.
+    fn is_padded(&self, r: Reg) -> bool {
+        let root = self.alias[r as usize];
+        matches!(self.spec.program.insts[root], Inst::Load(n) if matches!(self.group.inputs[n as usize], Feed::Padded(..)))
     }
 
     /// `(a*b + 2^14) >> 15`, at most 32767.
@@ -565,7 +666,11 @@ impl Code<'_> {
         // A value that fits may leave 32 bits with its rounding half, in a 64-bit lane of the language.
         if fit((x.0, x.1 + half)) == Held::I64 && self.spec.program.widths().is_ok_and(|w| is_long(&w, a)) {
             let to = self.long_copy(a)?;
-            return self.finish_shift(to, s, result, true);
+            let half = self.asm.qword(1 << (s - 1));
+            for n in to {
+                self.asm.c.vpaddq(z(n), z(n), half)?;
+            }
+            return self.finish_shift(to, s, result);
         }
         let x = self.word(a)?;
         self.done(a);
@@ -604,18 +709,36 @@ impl Code<'_> {
         Ok(to)
     }
 
-    fn shift_long(&mut self, a: Reg, s: u32, result: Interval, round: bool) -> Assembled<Value> {
+    /// A rounding shift of 64-bit lanes, with the constant that joins it.
+    fn round_long(&mut self, i: usize, a: Reg, s: u32, result: Interval) -> Assembled<Value> {
+        let plus = self.joined.iter().find(|j| j.shift == i).map(|j| j.constant);
+        let x = self.intervals[a as usize];
+        let high = ((x.0 >> 32) - 1, (x.1 >> 32) + (1i128 << s.saturating_sub(33)));
         let to = self.long_copy(a)?;
-        self.finish_shift(to, s, result, round)
+        if s >= 33 && fit(result) != Held::I64 && (plus.is_some() || fit(high) != Held::I64) {
+            let n = self.high_halves(to)?;
+            let half = (1i64 << (s - 33)) + (plus.unwrap_or(0) << (s - 32));
+            let half = self.asm.dword(half);
+            self.asm.c.vpaddd(z(n), z(n), half)?;
+            self.asm.c.vpsrad(z(n), z(n), s - 32)?;
+            return Ok(temporary(n));
+        }
+        let half = self.asm.qword(1 << (s - 1));
+        for n in to {
+            self.asm.c.vpaddq(z(n), z(n), half)?;
+        }
+        self.finish_shift(to, s, result)
     }
 
-    fn finish_shift(&mut self, to: [u8; 2], s: u32, result: Interval, round: bool) -> Assembled<Value> {
-        if round {
-            let half = self.asm.qword(1 << (s - 1));
-            for n in to {
-                self.asm.c.vpaddq(z(n), z(n), half)?;
-            }
-        }
+    /// The high halves of even and odd 64-bit lanes; those of odd elements lie where they belong.
+    fn high_halves(&mut self, [e, o]: [u8; 2]) -> Assembled<u8> {
+        self.asm.c.vpshufd(z(o).k6(), z(e), 0xf5)?;
+        debug_assert_eq!(EVEN, 6);
+        self.free.push(e);
+        Ok(o)
+    }
+
+    fn finish_shift(&mut self, to: [u8; 2], s: u32, result: Interval) -> Assembled<Value> {
         let [e, o] = to;
         if fit(result) == Held::I64 {
             for n in to {
@@ -628,14 +751,11 @@ impl Code<'_> {
             self.free.push(o);
             return Ok(temporary(n));
         }
-        // The high halves: those of odd elements lie where they belong.
-        self.asm.c.vpshufd(z(o).k6(), z(e), 0xf5)?;
-        debug_assert_eq!(EVEN, 6);
+        let n = self.high_halves(to)?;
         if s > 32 {
-            self.asm.c.vpsrad(z(o), z(o), s - 32)?;
+            self.asm.c.vpsrad(z(n), z(n), s - 32)?;
         }
-        self.free.push(e);
-        Ok(temporary(o))
+        Ok(temporary(n))
     }
 
     fn select(&mut self, a: Reg, b: Reg, c: Reg, d: Reg) -> Assembled<Value> {
@@ -782,7 +902,7 @@ impl Code<'_> {
     fn store(&mut self, words: &[u8]) -> Assembled {
         match self.spec.program.output {
             Elem::I32 => self.store_words(words),
-            Elem::I16 => self.store_halves(words),
+            Elem::I16 => self.store_halves(words, None),
             elem => {
                 let bytes = self.pack_bytes(words, elem == Elem::I8)?;
                 self.store_bytes(bytes)
@@ -801,7 +921,8 @@ impl Code<'_> {
         Ok(())
     }
 
-    fn store_halves(&mut self, words: &[u8]) -> Assembled {
+    /// Saturates words to `i16`, adds a row of them, saturating, if there is one, and stores.
+    fn store_halves(&mut self, words: &[u8], add: Option<(AsmRegister64, i64)>) -> Assembled {
         let order = [0u64, 2, 4, 6, 1, 3, 5, 7].map(|i| i.to_le_bytes()).concat();
         let order = zmmword_ptr(self.asm.bytes(&order));
         for (i, pair) in words.chunks(2).enumerate() {
@@ -810,8 +931,18 @@ impl Code<'_> {
             self.asm.c.vpackssdw(z(pair[0]), z(pair[0]), z(second))?;
             self.asm.c.vmovdqu64(z(index), order)?;
             self.asm.c.vpermq(z(pair[0]), z(index), z(pair[0]))?;
+            let is_partial = self.group.columns < (i + 1) * 32;
+            if let Some((base, disp)) = add {
+                let row = zmmword_ptr(at(base, disp + 64 * i as i64));
+                if is_partial {
+                    self.asm.c.vmovdqu16(z(index).k3().z(), row)?;
+                    self.asm.c.vpaddsw(z(pair[0]), z(pair[0]), z(index))?;
+                } else {
+                    self.asm.c.vpaddsw(z(pair[0]), z(pair[0]), row)?;
+                }
+            }
             let to = zmmword_ptr(at(self.group.out.0, self.group.out.1 + 64 * i as i64));
-            if self.group.columns < (i + 1) * 32 {
+            if is_partial {
                 self.asm.c.vmovdqu16(to.k3(), z(pair[0]))?;
             } else {
                 self.asm.c.vmovdqu64(to, z(pair[0]))?;
