@@ -18,6 +18,7 @@ mod lane;
 mod link;
 mod map;
 mod operand;
+mod peak;
 mod plan;
 mod rows;
 mod view;
@@ -28,6 +29,7 @@ pub use error::CodegenError;
 pub use gemm::weight_layout;
 pub use isa::Tier;
 pub use kernel::Kernel;
+pub use peak::{Peak, peak};
 pub use view::is_view_supported;
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub fn run(args: Args, global: Global) -> Result<u8> {
     if args.flags.synthetic() && compiled.journal.calibration_images > 0 {
         note(global, SYNTHETIC);
     }
-    if let Some(why) = args.flags.slow_tier() {
+    if let Some(why) = source::slow_tier().filter(|_| args.flags.auto_tier()) {
         note(global, &why);
     }
     Ok(0)

@@ -9,7 +9,8 @@ use vitc_codegen::Tier;
 use vitc_ir::{Const, Dim, Elem, Module, Op, Quant, Shape, Stage, TensorType};
 use vitc_runtime::{OutputForm, Session, SessionOptions, TensorView};
 
-use super::{Global, say};
+use super::source::slow_tier;
+use super::{Global, note, say};
 use crate::compiler::Compiler;
 use crate::io::progress::Progress;
 use crate::io::table::{Cell, Record, Table};
@@ -19,7 +20,7 @@ use crate::walk::available_threads;
 /// Options of `vitc hw`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  vitc hw                    tiers, peak int8 rate, memory bandwidth; takes a few seconds
+  vitc hw                    tiers, peak int8 rates, memory bandwidth; takes some seconds
   vitc hw --no-measure       only what is found, at once")]
 pub struct Args {
     /// Only list what is found; measure nothing.
@@ -39,6 +40,9 @@ pub fn run(args: Args, global: Global) -> Result<u8> {
     let machine = machine();
     let tiers = tiers(&args, global)?;
     let memory = if args.no_measure { None } else { Some(memory()) };
+    if let Some(why) = slow_tier() {
+        note(global, &why);
+    }
     let text = if global.json {
         let memory = memory.as_ref().map(Record::to_json);
         format!("{:#}\n", json!({ "machine": machine.to_json(), "tiers": tiers.to_json(), "memory": memory }))
@@ -81,52 +85,39 @@ fn cache(level: u32, kind: &str) -> Option<String> {
     (0..8).find(is).and_then(|i| read(i, "size"))
 }
 
-/// A way to run kernels: what it needs of the processor, and the tier that vitc has for it.
-struct Way {
-    name: &'static str,
-    needs: &'static [&'static str],
-    tier: Option<Tier>,
-}
-
-const WAYS: &[Way] = &[
-    Way { name: "baseline", needs: &[], tier: Some(Tier::Baseline) },
-    Way { name: "portable", needs: &[], tier: Some(Tier::Portable) },
-    Way { name: "avx-vnni", needs: &["avx_vnni"], tier: None },
-    Way { name: "avx512-vnni", needs: &["avx512f", "avx512bw", "avx512vl", "avx512_vnni"], tier: None },
-    Way { name: "amx-int8", needs: &["amx_tile", "amx_int8"], tier: None },
-];
-
-impl Way {
-    /// Why kernels cannot run this way, if they cannot.
-    fn absent(&self, flags: &[String]) -> Option<String> {
-        let missing: Vec<&str> = self.needs.iter().copied().filter(|n| !flags.iter().any(|f| f == n)).collect();
-        match (missing.is_empty(), self.tier) {
-            (false, _) => Some(format!("this processor lacks {}", missing.join(", "))),
-            (true, None) => Some("the processor has it; this version of vitc has no kernels for it".into()),
-            (true, Some(_)) => None,
-        }
-    }
-}
-
+/// Every tier: why this machine cannot run it, or what it reaches in billions of multiply-accumulates a second. The peaks are
+/// those of the instruction on one thread, without loads and with those of a product; `product` is vitc's own.
 fn tiers(args: &Args, global: Global) -> Result<Table> {
-    let flags: Vec<String> = cpu_info("flags").unwrap_or_default().split_whitespace().map(str::to_owned).collect();
     let plan = if args.no_measure { None } else { Some(gemm_plan()?) };
-    let all = available_threads();
-    let progress = Progress::new("measuring", WAYS.len(), global.quiet || global.json);
-    let mut table =
-        Table::new(&["tier", "available", "gmacs_per_second_1_thread", "gmacs_per_second_all_threads", "why_not"]);
-    for way in WAYS {
-        let absent = way.absent(&flags);
-        let rate = |threads| match (&plan, way.tier, &absent) {
-            (Some(plan), Some(tier), None) => gemm_rate(plan, tier, threads).map(|r| Cell::number(r / 1e9, 1)),
-            _ => Ok(Cell::none()),
-        };
-        let (one, many) = (rate(1)?, rate(all)?);
-        let why = absent.as_deref().map_or(Cell::shown_as("", serde_json::Value::Null), Cell::from);
-        table.row([way.name.into(), absent.is_none().into(), one, many, why]);
+    let progress = Progress::new("measuring", Tier::ALL.len(), global.quiet || global.json);
+    let mut table = Table::new(&[
+        "tier",
+        "available",
+        "peak_gmacs",
+        "loaded_peak_gmacs",
+        "product_gmacs",
+        "product_gmacs_all_threads",
+        "why_not",
+    ]);
+    for tier in Tier::ALL {
+        let missing = tier.missing();
+        let [registers, loaded, one, many] = match &plan {
+            Some(plan) if missing.is_none() => rates(plan, tier)?,
+            _ => Default::default(),
+        }
+        .map(|rate| rate.map_or(Cell::none(), |r| Cell::number(r / 1e9, 1)));
+        let why = missing.as_deref().map_or(Cell::shown_as("", serde_json::Value::Null), Cell::from);
+        table.row([tier.word().into(), missing.is_none().into(), registers, loaded, one, many, why]);
         progress.advance(1);
     }
     Ok(table)
+}
+
+/// Multiply-accumulates per second: both peaks, where there is one, and the product on one thread and on all.
+fn rates(plan: &Module, tier: Tier) -> Result<[Option<f64>; 4]> {
+    let peak = vitc_codegen::peak(tier, MEASURED_FOR)?;
+    let product = |threads| gemm_rate(plan, tier, threads).map(Some);
+    Ok([peak.map(|p| p.registers), peak.map(|p| p.loaded), product(1)?, product(available_threads())?])
 }
 
 /// A plan of one matrix product with its requantization, on weights that are not zero.
@@ -244,17 +235,6 @@ fn copy_half(words: &mut [u64], threads: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tier_that_cannot_run_says_why() {
-        let flags: Vec<String> = ["avx512f", "avx512bw", "avx512vl"].map(String::from).to_vec();
-        let why: Vec<Option<String>> = WAYS.iter().map(|w| w.absent(&flags)).collect();
-        assert_eq!((&why[0], &why[1]), (&None, &None));
-        assert_eq!(why[3].as_deref(), Some("this processor lacks avx512_vnni"));
-        assert_eq!(why[4].as_deref(), Some("this processor lacks amx_tile, amx_int8"));
-        let has_it = WAYS[2].absent(&["avx_vnni".into()]).unwrap();
-        assert!(has_it.contains("no kernels"), "{has_it}");
-    }
 
     #[test]
     fn sums_see_every_word() {

@@ -153,15 +153,14 @@ impl CompileFlags {
         Ok(())
     }
 
+    /// Whether the machine decides which tier it is.
+    pub fn auto_tier(&self) -> bool {
+        self.tier == "auto"
+    }
+
     /// The tier to emit kernels for; one that this machine cannot run is an error.
     pub fn tier(&self) -> Result<Tier> {
         Ok(Tier::named(&self.tier).map_or_else(|| Ok(Tier::best()), Tier::checked)?)
-    }
-
-    /// Why kernels are slower than they could be, when nobody asked for that.
-    pub fn slow_tier(&self) -> Option<String> {
-        let wide = Tier::Avx512Vnni.missing().filter(|_| self.tier == "auto")?;
-        Some(format!("kernels are of tier {}, the slower one: {wide}", Tier::best().word()))
     }
 
     /// Whether calibration is on noise.
@@ -304,6 +303,12 @@ pub fn model(path: &Path, flags: &CompileFlags, global: Global) -> Result<Model>
         super::note(global, SYNTHETIC);
     }
     Model::load_on(&compiled, flags.thread_count(), tier)
+}
+
+/// Why the fastest tier of this machine is not fast.
+pub fn slow_tier() -> Option<String> {
+    let wide = Tier::Avx512Vnni.missing()?;
+    Some(format!("kernels are of the tier {}, which is not the fast one: {wide}", Tier::best().word()))
 }
 
 /// What is said whenever a model was calibrated on noise.
