@@ -30,7 +30,7 @@ pub use gemm::weight_layout;
 pub use isa::Tier;
 pub use kernel::Kernel;
 pub use peak::{Peak, peak};
-pub use view::is_view_supported;
+pub use view::{is_row_view_supported, is_view_supported};
 
 #[cfg(test)]
 mod testing;

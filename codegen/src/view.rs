@@ -291,6 +291,21 @@ pub fn is_view_supported(module: &Module, value: ValueId) -> bool {
     resolve(module, value).is_ok()
 }
 
+/// Whether a product can read `value`, seen like that, as its left side: row by row, each row by a pattern of its own.
+pub fn is_row_view_supported(module: &Module, value: ValueId) -> bool {
+    let readable = || -> Option<bool> {
+        let (_, view) = resolve(module, value).ok()?;
+        let (columns, rows) = view.dims.split_last()?;
+        let sizes = module.ty(value).shape.0.split_last()?.1.to_vec();
+        let ours: Vec<Factor> = rows.iter().flatten().copied().collect();
+        let straight: Vec<Factor> = View::contiguous(&Shape(sizes))?.dims.into_iter().flatten().collect();
+        let nest = Nest::joint(&[ours, straight]).ok()?;
+        let last = nest.strides[0].last().copied().unwrap_or(Lin::ZERO);
+        Some(last.as_fixed().is_some() && columns.iter().all(|f| f.stride.as_fixed().is_some() && !f.size.batch))
+    };
+    readable().unwrap_or(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -120,8 +120,11 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
             Ok(module)
         }
         Stage::Fuse => {
-            let target =
-                Target { weight_layout: &vitc_codegen::weight_layout, is_view: &vitc_codegen::is_view_supported };
+            let target = Target {
+                weight_layout: &vitc_codegen::weight_layout,
+                is_view: &vitc_codegen::is_view_supported,
+                is_row_view: &vitc_codegen::is_row_view_supported,
+            };
             plan::run(&module, &target).map_err(unsupported)
         }
         Stage::Plan => Ok(module),

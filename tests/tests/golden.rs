@@ -85,8 +85,11 @@ fn pass(module: &Module, options: &BTreeMap<&str, &str>) -> Result<Outcome, Stri
         }
         Some("fuse") => fuse::run(module).map_err(listed)?,
         Some("plan") => {
-            let target =
-                Target { weight_layout: &vitc_codegen::weight_layout, is_view: &vitc_codegen::is_view_supported };
+            let target = Target {
+                weight_layout: &vitc_codegen::weight_layout,
+                is_view: &vitc_codegen::is_view_supported,
+                is_row_view: &vitc_codegen::is_row_view_supported,
+            };
             (plan::run(module, &target).map_err(listed)?, BTreeMap::new())
         }
         other => return Err(format!("there is no pass {other:?}")),

@@ -122,6 +122,7 @@ impl<M: Backend> Planner<'_, M> {
             p.push(&view, input.elem, columns);
             extra_buffers.push(buffer);
         }
+        let apart = p.apart();
         let (mut sizes, mut operands) = p.operands()?;
         // The kernel packs b once for each turn of the outer loops, so b must stay the same in the inner one.
         let matrix = matches!(right, Right::Activation { .. });
@@ -155,7 +156,7 @@ impl<M: Backend> Planner<'_, M> {
             sizes: sizes.clone(),
         };
         let word = lane_word(&parts.program);
-        let (spec, name, grain, panel, bias) = match self.widened(&gemm, &parts.extras)? {
+        let (spec, name, grain, panel, bias) = match self.widened(&gemm, apart, &parts.extras)? {
             Some((wide, bias)) => {
                 let (name, grain) = (wide.name(&word), wide.grain());
                 (Spec::WideGemm(wide), name, grain, crate::wide::gemm::PANEL, bias)
@@ -177,7 +178,12 @@ impl<M: Backend> Planner<'_, M> {
     }
 
     /// The product as a kernel of the wide tiers, where that can do it, and the bias that its sums start with.
-    fn widened(&mut self, gemm: &Gemm, extras: &[ValueId]) -> Lowered<Option<(WideGemm, Option<Vec<i64>>)>> {
+    fn widened(
+        &mut self,
+        gemm: &Gemm,
+        apart: Lowered<Apart>,
+        extras: &[ValueId],
+    ) -> Lowered<Option<(WideGemm, Option<Vec<i64>>)>> {
         if !self.tier.is_wide() || gemm.weights != Weights::Packed {
             return Ok(None);
         }
@@ -192,7 +198,10 @@ impl<M: Backend> Planner<'_, M> {
             if values.len() == 1 { vec![values[0]; gemm.n] } else { values }
         });
         let constants = constants.iter().map(Option::is_some).collect();
-        let Some(wide) = WideGemm::of(&gemm, bias.is_some(), constants) else { return Ok(None) };
+        let Some(mut wide) = WideGemm::of(&gemm, bias.is_some(), constants) else { return Ok(None) };
+        if let (true, Ok(apart)) = (wide.is_copied(), apart) {
+            apart.enter(&mut wide);
+        }
         Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
     }
 
@@ -387,6 +396,34 @@ impl Product {
     fn operands(&self) -> Lowered<(Vec<vitc_ir::Dim>, Vec<Operand>)> {
         let views: Vec<(&View, Elem)> = self.views.iter().zip(self.elems.iter().copied()).collect();
         joint(&views, &self.shape, &self.rows, &self.inner)
+    }
+
+    /// The rows of a by themselves, and those of the others, which then often are one loop.
+    fn apart(&self) -> Lowered<Apart> {
+        let views: Vec<(&View, Elem)> = self.views.iter().zip(self.elems.iter().copied()).collect();
+        let (a_sizes, mut a) = joint(&views[..1], &self.shape, &self.rows, &self.inner[..1])?;
+        let (sizes, others) = joint(&views[1..], &self.shape, &self.rows, &self.inner[1..])?;
+        others.iter().try_for_each(Operand::check_rows)?;
+        Ok(Apart { a_sizes, a: a.pop().ok_or("no a")?, sizes, others })
+    }
+}
+
+/// Rows of a and rows of the result and the lane program's inputs, each with loops of their own.
+struct Apart {
+    a_sizes: Vec<vitc_ir::Dim>,
+    a: Operand,
+    sizes: Vec<vitc_ir::Dim>,
+    others: Vec<Operand>,
+}
+
+impl Apart {
+    fn enter(mut self, wide: &mut WideGemm) {
+        if self.sizes.is_empty() {
+            return;
+        }
+        wide.extras = self.others.split_off(1);
+        wide.out = self.others.remove(0);
+        (wide.a, wide.a_sizes, wide.sizes) = (self.a, self.a_sizes, self.sizes);
     }
 }
 

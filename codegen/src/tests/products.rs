@@ -339,3 +339,25 @@ fn measure_a_block() {
         println!("MEASURED {:40} {:8.1} us {rate:6.1} GMAC/s", s.name, *nanos as f64 / 1e3);
     }
 }
+
+/// Rows that are patches of an image, read through an index map.
+#[test]
+fn rows_of_patches() {
+    for elem in [Elem::U8, Elem::I8] {
+        let (channels, rows, height, columns, width, n) = (3, 5, 4, 3, 4, 70);
+        let mut m = module();
+        let mut r = Random(77);
+        let x = input(&mut m, elem, batched(&[channels, rows * height, columns * width]));
+        let cut = Op::Reshape { shape: batched(&[channels, rows, height, columns, width]) };
+        let cut = view(&mut m, cut, &[x]);
+        let cut = view(&mut m, Op::Transpose { perm: vec![0, 2, 4, 1, 3, 5] }, &[cut]);
+        let k = channels * height * width;
+        let a = view(&mut m, Op::Reshape { shape: batched(&[rows, columns, k]) }, &[cut]);
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+        let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+        let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 36);
+        let y = matmul(&mut m, a, w, (7, 0), l, &[scale], Elem::I16);
+        assert!(crate::is_row_view_supported(&m, a));
+        check(&mut m, y, 6, &[]);
+    }
+}

@@ -91,6 +91,8 @@ pub(crate) struct WideGemm {
     pub n: usize,
     /// Rows of a; its columns are described by `reading`.
     pub a: Operand,
+    /// Loops over rows of a when they are copied first, which have then nothing to do with those of the others.
+    pub a_sizes: Vec<Dim>,
     pub reading: Reading,
     /// Whether the sums start with something: corrections for a's zero point, a bias, or both.
     pub started: bool,
@@ -118,6 +120,7 @@ impl WideGemm {
             k: g.k,
             n: g.n,
             a: g.a.clone(),
+            a_sizes: g.sizes.clone(),
             reading: g.reading.clone(),
             started: g.a_zero != 0 || biased,
             out: g.out.clone(),
@@ -137,7 +140,7 @@ impl WideGemm {
     }
 
     /// Rows of a that are not consecutive bytes, or not whole steps, or signed, are copied first.
-    fn is_copied(&self) -> bool {
+    pub(crate) fn is_copied(&self) -> bool {
         let in_place = matches!(self.reading, Reading::Direct { segments: 1, run, .. } if run == self.k);
         !in_place || !self.k.is_multiple_of(4) || self.a.elem == Elem::I8
     }
@@ -172,25 +175,28 @@ impl WideGemm {
         if outer.is_empty() {
             let (begin, end) = (e.begin, e.end);
             let count = e.b.ins().isub(end, begin);
-            return self.rows(e, &[], begin, count);
+            return self.rows(e, &[], (begin, begin), count);
         }
         e.each_turn(inner, |e, turn, from, count| {
             let indices = split_index(e, turn, outer);
-            self.rows(e, &indices, from, count);
+            let size = e.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
+            let before = e.b.ins().imul(turn, size);
+            let first = e.add(before, from);
+            self.rows(e, &indices, (from, first), count);
         });
     }
 
-    /// Rows `from .. from + count` of one turn of the outer loops.
-    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], from: Value, count: Value) {
+    /// `count` rows of one turn of the outer loops, from row `from` of that turn, which is row `first` of all.
+    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], (from, first): (Value, Value), count: Value) {
         let start = |e: &mut Emit<'_>, arg: usize, o: &Operand| {
             let pointer = e.arg(arg);
             let base = o.base(e, pointer, outer);
             e.at(base, from, o.row_stride())
         };
-        let a = start(e, 0, &self.a);
         let out = start(e, 2, &self.out);
         let extras: Vec<Value> = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
         if !self.is_copied() {
+            let a = start(e, 0, &self.a);
             return self.call(e, a, out, &extras, count);
         }
         let zero = e.iconst(0);
@@ -199,7 +205,7 @@ impl WideGemm {
             let left = e.b.ins().isub(count, i);
             let rows = e.iconst(rows);
             let size = e.b.ins().smin(left, rows);
-            let from = e.at(a, i, self.a.row_stride());
+            let from = e.add(first, i);
             self.copy_rows(e, from, size);
             let scratch = e.scratch;
             let out = e.at(out, i, self.out.row_stride());
@@ -211,19 +217,21 @@ impl WideGemm {
     }
 
     /// Copies rows to scratch: consecutive, unsigned, padded with zeros to whole steps.
-    fn copy_rows(&self, e: &mut Emit<'_>, from: Value, count: Value) {
-        let (zero, to) = (e.iconst(0), e.scratch);
+    fn copy_rows(&self, e: &mut Emit<'_>, first: Value, count: Value) {
+        let (end, to, a) = (e.add(first, count), e.scratch, e.arg(0));
         let factors = self.factors();
-        e.for_range(zero, count, 1, &[from, to], |e, _, p| {
-            copy_factors(e, &factors, 1, p[0], p[1]);
+        e.for_range(first, end, 1, &[to], |e, row, p| {
+            let indices = split_index(e, row, &self.a_sizes);
+            let from = self.a.base(e, a, &indices);
+            copy_factors(e, &factors, 1, from, p[0]);
             if self.a.elem == Elem::I8 {
-                flip_signs(e, p[1], self.k);
+                flip_signs(e, p[0], self.k);
             }
             for k in self.k..self.k4() {
                 let none = e.constant(types::I8, 0);
-                e.store(none, Addr { base: p[1], disp: k as i32 });
+                e.store(none, Addr { base: p[0], disp: k as i32 });
             }
-            vec![e.add_imm(p[0], self.a.row_stride()), e.add_imm(p[1], self.k4() as i64)]
+            vec![e.add_imm(p[0], self.k4() as i64)]
         });
     }
 

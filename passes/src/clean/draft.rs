@@ -35,6 +35,11 @@ impl Draft {
         self.module.nodes.len()
     }
 
+    /// The module as it stands.
+    pub(crate) fn into_module(self) -> Module {
+        self.module
+    }
+
     pub(crate) fn module(&self) -> &Module {
         &self.module
     }
@@ -120,14 +125,36 @@ impl Draft {
         self.constant(Const::new(name, TensorType::f32(Shape::fixed(shape)), values))
     }
 
+    /// Adds a node whose type inference alone cannot tell (its quantization); `None` when it contradicts the inferred one.
+    pub(crate) fn push_typed(
+        &mut self,
+        op: Op,
+        operands: &[ValueId],
+        ty: TensorType,
+        loc: Option<Arc<str>>,
+    ) -> Option<ValueId> {
+        let inferred = op.infer(&operands.iter().map(|&v| self.ty(v)).collect::<Vec<_>>()).ok()?;
+        if inferred.elem != ty.elem || inferred.shape != ty.shape {
+            return None;
+        }
+        let result = self.module.push_typed(op, operands, ty, loc);
+        self.note_node(operands);
+        Some(result)
+    }
+
     /// Adds a node, `None` when the operands do not fit.
     pub(crate) fn push(&mut self, op: Op, operands: &[ValueId], loc: Option<Arc<str>>) -> Option<ValueId> {
         let result = self.module.push(op, operands, loc).ok()?;
+        self.note_node(operands);
+        Some(result)
+    }
+
+    /// Keeps the books of a node just added.
+    fn note_node(&mut self, operands: &[ValueId]) {
         let n = self.module.nodes.len() - 1;
         self.users.push(Vec::new());
         self.alive.push(true);
         operands.iter().for_each(|v| self.users[v.0 as usize].push(n));
-        Some(result)
     }
 
     /// Lets `new` stand wherever `old` was used, and removes what is then dead.

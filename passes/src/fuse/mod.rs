@@ -6,6 +6,7 @@
 
 mod chain;
 pub mod lanes;
+mod patches;
 mod tabulate;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,6 +16,7 @@ use vitc_ir::attr::LaneName;
 use vitc_ir::lane::{Access, Inst, Width};
 use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
 
+use crate::clean::draft::{Draft, Fired};
 use chain::{Chain, Epilogue};
 
 /// The module of stage `fuse`, and how often each lane rule fired.
@@ -44,7 +46,20 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
         let value = fuse.value(output.value);
         fuse.target.output(output.name.clone(), value);
     }
-    Ok((fuse.target, fuse.fired))
+    let mut fired = fuse.fired;
+    Ok((cut_patches(fuse.target, &mut fired), fired))
+}
+
+/// Convolutions over patches as matrix products.
+fn cut_patches(module: Module, fired: &mut BTreeMap<String, usize>) -> Module {
+    let mut counts = Fired::new();
+    let mut draft = Draft::new(module);
+    draft.saturate(patches::RULES, usize::MAX, &mut counts);
+    if counts.is_empty() {
+        return draft.into_module();
+    }
+    fired.extend(counts.into_iter().map(|(name, n)| (name.to_string(), n)));
+    draft.finish(Stage::Fuse)
 }
 
 fn place(d: Diagnostic, node: &Node) -> Diagnostic {

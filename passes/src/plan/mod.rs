@@ -17,6 +17,8 @@ pub struct Target<'a> {
     pub weight_layout: &'a dyn Fn(usize, usize) -> Layout,
     /// Whether that value, the result of movement, can be addressed as offset and strides.
     pub is_view: &'a dyn Fn(&Module, ValueId) -> bool,
+    /// Whether the rows of that value, the result of movement, can be read one by one by a product.
+    pub is_row_view: &'a dyn Fn(&Module, ValueId) -> bool,
 }
 
 /// Alignment of places in the arena, one cache line.
@@ -29,15 +31,15 @@ pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> 
     arena::place(packed, &views).map_err(|e| Diagnostic::new("plan", e).into())
 }
 
-/// Which movement nodes need no copy: those whose every user can address through them. Products of two activations can, since
-/// they pack one side and walk the other row by row; copies can too.
+/// Which movement nodes need no copy: those whose every user can address through them. Products can, since they walk the
+/// left side row by row and pack the right side of two activations; copies can too.
 fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
     let mut addressable = vec![true; module.values.len()];
     for node in &module.nodes {
         let through = match node.op {
             Op::FusedMatMul { .. } => {
                 let two_activations = module.const_of(node.operands[1]).is_none();
-                if two_activations { 2 } else { 0 }
+                if two_activations { 2 } else { usize::from((target.is_row_view)(module, node.operands[0])) }
             }
             _ if node.op.class() == Class::Move => 1,
             _ => 0,
