@@ -71,6 +71,7 @@ fn has_float_suffix(name: &str) -> bool {
 /// String instructions and others whose names merely end alike.
 fn is_integer_instruction(name: &str) -> bool {
     matches!(name, "movsd" | "cmpsd" | "lodsd" | "stosd" | "scasd" | "insd" | "outsd" | "push" | "pop" | "clflush")
+        || matches!(name, "tdpbssd" | "tdpbusd")
         || (name.starts_with('p') && !name.starts_with("perm"))
 }
 
@@ -120,8 +121,9 @@ mod tests {
             a.roundps(xmm0, xmm1, 0).unwrap();
             a.maxss(xmm0, xmm1).unwrap();
             a.fld1().unwrap();
+            a.tdpbf16ps(tmm0, tmm1, tmm2).unwrap();
         });
-        assert_eq!(n, 9);
+        assert_eq!(n, 10);
     }
 
     #[test]
@@ -140,6 +142,9 @@ mod tests {
             a.movsd().unwrap();
             a.bts(eax, ecx).unwrap();
             a.push(rax).unwrap();
+            a.tdpbusd(tmm0, tmm1, tmm2).unwrap();
+            a.tdpbssd(tmm0, tmm1, tmm2).unwrap();
+            a.tileloadd(tmm0, ptr(rax + rcx)).unwrap();
         });
         assert_eq!(n, 0);
     }

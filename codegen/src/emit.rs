@@ -96,6 +96,26 @@ impl<'a> Emit<'a> {
         self.b.ins().call(self.leaves[n], &[address]);
     }
 
+    /// `then` when `a` is less than `b`, else `otherwise`.
+    pub(crate) fn if_less(
+        &mut self,
+        a: Value,
+        b: i64,
+        then: impl FnOnce(&mut Self),
+        otherwise: impl FnOnce(&mut Self),
+    ) {
+        let (less, more, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        let is_less = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, a, b);
+        self.b.ins().brif(is_less, less, &[], more, &[]);
+        self.b.switch_to_block(less);
+        then(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(more);
+        otherwise(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(after);
+    }
+
     pub(crate) fn iconst(&mut self, v: i64) -> Value {
         self.b.ins().iconst(I64, v)
     }

@@ -56,7 +56,7 @@ impl Spec {
     /// The code of the leaves that it calls, in the order in which it numbers them.
     fn leaves(&self) -> Assembled<Vec<Vec<u8>>> {
         match self {
-            Spec::WideGemm(s) => Ok(vec![s.assemble()?]),
+            Spec::WideGemm(s) => s.leaves(),
             _ => Ok(Vec::new()),
         }
     }

@@ -156,18 +156,19 @@ impl<M: Backend> Planner<'_, M> {
             sizes: sizes.clone(),
         };
         let word = lane_word(&parts.program);
-        let (spec, name, grain, panel, bias) = match self.widened(&gemm, apart, &parts.extras)? {
+        let (spec, name, grain, packing, bias) = match self.widened(&gemm, apart, &parts.extras)? {
             Some((wide, bias)) => {
                 let (name, grain) = (wide.name(&word), wide.grain());
-                (Spec::WideGemm(wide), name, grain, crate::wide::gemm::PANEL, bias)
+                let packing = Packing { panel: crate::wide::gemm::PANEL, depth: wide.depth() };
+                (Spec::WideGemm(wide), name, grain, packing, bias)
             }
             None => {
                 let (name, grain) = (gemm.name(&word), gemm.grain());
-                (Spec::Gemm(gemm), name, grain, crate::gemm::PANEL, None)
+                (Spec::Gemm(gemm), name, grain, Packing { panel: crate::gemm::PANEL, depth: n.k }, None)
             }
         };
         let (b_buffer, corrections) = match right {
-            Right::Weights { plain, elem } => self.weights(&n, plain, elem, panel, bias),
+            Right::Weights { plain, elem } => self.weights(&n, plain, elem, packing, bias),
             Right::Activation { buffer, .. } => (buffer, None),
         };
         let to = self.buffer(node.result)?;
@@ -198,35 +199,37 @@ impl<M: Backend> Planner<'_, M> {
             if values.len() == 1 { vec![values[0]; gemm.n] } else { values }
         });
         let constants = constants.iter().map(Option::is_some).collect();
-        let Some(mut wide) = WideGemm::of(&gemm, bias.is_some(), constants) else { return Ok(None) };
+        let wide = WideGemm::of(&gemm, self.tier, bias.is_some(), constants);
+        let Some(mut wide) = wide else { return Ok(None) };
         if let (true, Ok(apart)) = (wide.is_copied(), apart) {
             apart.enter(&mut wide);
         }
         Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
     }
 
-    /// Packs constant weights in panels of that many columns and, when a has a zero point or there is a bias, what the sums
-    /// start with.
+    /// Packs constant weights and, when a has a zero point or there is a bias, what the sums start with.
     fn weights(
         &mut self,
         of: &Numbers,
         mut plain: Vec<u8>,
         elem: Elem,
-        panel: usize,
+        packing: Packing,
         bias: Option<Vec<i64>>,
     ) -> (Buffer, Option<Buffer>) {
         let Numbers { k, n, zeros, .. } = *of;
         if elem == Elem::U8 {
             plain.iter_mut().for_each(|b| *b ^= 0x80);
         }
-        let packed = Layout::Dot4 { columns: panel }.pack(k, n, &plain);
+        let (panel, depth) = (packing.panel, packing.depth);
+        plain.resize(depth * n, 0);
+        let packed = Layout::Dot4 { columns: panel }.pack(depth, n, &plain);
         let b = self.pool(&packed);
         if zeros.0 == 0 && bias.is_none() {
             return (b, None);
         }
         let bias = bias.unwrap_or_else(|| vec![0; n]);
         let mut sums = vec![0i64; n];
-        for row in plain.chunks_exact(n) {
+        for row in plain.chunks_exact(n).take(k) {
             sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += i64::from(w as i8));
         }
         // Modulo 2^32, like the sums: only their total has to fit.
@@ -364,6 +367,12 @@ enum Right {
     Weights { plain: Vec<u8>, elem: Elem },
     /// Computed; `k_stride` elements from one k to the next.
     Activation { buffer: Buffer, k_stride: i64 },
+}
+
+/// How weights are packed: columns of a panel, and K with the zeros behind it.
+struct Packing {
+    panel: usize,
+    depth: usize,
 }
 
 struct Numbers {

@@ -128,7 +128,7 @@ impl Unit {
         self.check_product(c, a, b)?;
         let extend = |byte: u8, signed: bool| if signed { i32::from(byte as i8) } else { i32::from(byte) };
         let mut sums = CLEAR[0];
-        for m in 0..self.rows(c) {
+        for (m, row) in sums.iter_mut().enumerate().take(self.rows(c)) {
             let (left, olds) = (&self.tiles[a][m], &self.tiles[c][m]);
             for n in (0..self.width(c)).step_by(4) {
                 let mut sum = i32::from_le_bytes([olds[n], olds[n + 1], olds[n + 2], olds[n + 3]]);
@@ -137,7 +137,7 @@ impl Unit {
                     let product = |i| extend(left[k + i], signs[0]) * extend(right[n + i], signs[1]);
                     sum = (0..4).fold(sum, |sum, i| sum.wrapping_add(product(i)));
                 }
-                sums[m][n..n + 4].copy_from_slice(&sum.to_le_bytes());
+                row[n..n + 4].copy_from_slice(&sum.to_le_bytes());
             }
         }
         self.tiles[c] = sums;

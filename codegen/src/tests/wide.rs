@@ -60,3 +60,54 @@ fn products_with_constant_weights_run_in_leaves() {
         assert!(text.contains("vpermt2b zmm"), "{text}");
     }
 }
+
+/// The tile unit: chunks of k of every kind, blocks that overlap, narrow panels, rows that are copied.
+#[test]
+fn tiles_of_every_depth_and_width() {
+    if Tier::AmxInt8.missing().is_some() {
+        return;
+    }
+    let rows = [16, 17, 33, 15, 40, 48];
+    let columns = [64, 1, 65, 128, 40, 200, 190];
+    for (i, k) in [64, 40, 128, 192, 320, 384, 450, 512, 576, 640, 704, 768, 1536].into_iter().enumerate() {
+        for j in 0..2 {
+            let (rows, n) = (rows[(i + 3 * j) % 6], columns[(i + 2 * j) % 7]);
+            let to = [Elem::U8, Elem::I8, Elem::I16, Elem::I32][(i + j) % 4];
+            let (mut m, y) = product(rows, k, n, to, i % 3 == 0, (i + j) % 2 == 0);
+            m.output("y", y);
+            check_at(&m, Tier::AmxInt8, 1 + j, 1 + j, 5, &[]);
+        }
+    }
+}
+
+/// More rows than the sums of a cut K may have in scratch at a time, and sums that start at zero.
+#[test]
+fn tiles_of_many_rows() {
+    if Tier::AmxInt8.missing().is_some() {
+        return;
+    }
+    for k in [64, 768] {
+        let mut m = module();
+        let mut r = Random(2);
+        let x = input(&mut m, Elem::U8, batched(&[530, k]));
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[k, 70], -128, 127);
+        let l = lane(&mut m, &[(Elem::I32, Access::Element)], vec![Inst::Load(0)], Elem::I32);
+        let y = node(&mut m, Op::FusedMatMul { a_zero: 0, b_zero: 0, lane: l, to: Elem::I32 }, &[x, w]);
+        m.output("y", y);
+        check_at(&m, Tier::AmxInt8, 1, 1, 1, &[]);
+    }
+}
+
+#[test]
+fn products_with_constant_weights_run_on_tiles() {
+    if Tier::AmxInt8.missing().is_some() {
+        return;
+    }
+    let (mut m, y) = product(48, 384, 192, Elem::U8, true, false);
+    m.output("y", y);
+    let compiled = compile(&m, &Options { tier: Tier::AmxInt8 }).unwrap();
+    let listings = compiled.kernels.iter().map(|k| crate::disassemble(&k.code[..k.instructions]));
+    let leaf = listings.into_iter().find(|text| text.contains("tdpbusd")).expect("a leaf with tiles");
+    assert_eq!(leaf.matches("tdpbusd").count(), 2 * 4 * 6, "a block without outputs and one with");
+    assert!(!leaf.contains("tilezero"), "the sums start with corrections");
+}

@@ -23,9 +23,11 @@ use vitc_ir::{Dim, Elem};
 
 use super::asm::{Asm, Assembled, at, z};
 use super::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, is_supported, masks};
+use super::tiles;
 use crate::copy::copy_factors;
 use crate::emit::{Addr, Emit};
 use crate::gemm::{Gemm, Reading, Weights};
+use crate::isa::Tier;
 use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand, split_index};
 use crate::view::{Factor, Lin};
@@ -39,7 +41,7 @@ const UNROLL: usize = 4;
 /// Bytes of copied rows at a time; they are read once for each panel, from the second-level cache.
 const CHUNK_BYTES: usize = 256 << 10;
 /// The registers that walk the lane program's inputs.
-const EXTRAS: [AsmRegister64; 5] = [r12, r13, r14, r15, rbp];
+pub(super) const EXTRAS: [AsmRegister64; 5] = [r12, r13, r14, r15, rbp];
 /// The two registers that hold elements of a.
 const SPLAT: [u8; 2] = [28, 29];
 /// The first of four registers that hold weights.
@@ -47,7 +49,7 @@ const WEIGHTS: u8 = 24;
 
 /// The leaf's block of 64-bit values.
 #[derive(Clone, Copy)]
-enum Slot {
+pub(super) enum Slot {
     /// First row of a.
     A,
     /// First panel of weights.
@@ -77,7 +79,7 @@ impl Slot {
         }
     }
 
-    fn offset(self) -> i64 {
+    pub(super) fn offset(self) -> i64 {
         8 * self.index() as i64
     }
 }
@@ -102,11 +104,13 @@ pub(crate) struct WideGemm {
     pub lane: LaneSpec,
     /// Which of `extras` are constants; the pool has room behind each.
     pub constants: Vec<bool>,
+    /// Whether the tile unit does what has 16 rows and more.
+    pub tiles: bool,
 }
 
 impl WideGemm {
     /// The same product with a leaf, if there can be one; its code has still to fit the registers.
-    pub(crate) fn of(g: &Gemm, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
+    pub(crate) fn of(g: &Gemm, tier: Tier, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
         let straight = |o: &Operand| matches!(o.columns, Columns::Same | Columns::Table | Columns::Stride(1));
         let fits = g.weights == Weights::Packed
             && g.b_zero == 0
@@ -127,36 +131,47 @@ impl WideGemm {
             extras: g.extras.clone(),
             lane: g.lane.clone(),
             constants,
+            tiles: tier == Tier::AmxInt8 && tiles::is_worth(g.k),
         })
     }
 
     /// Items of a step: rows. Threads share them at whole tiles.
     pub(crate) fn grain(&self) -> usize {
-        2 * TILE
+        if self.tiles { tiles::BLOCK } else { 2 * TILE }
     }
 
-    fn k4(&self) -> usize {
-        self.k.next_multiple_of(4)
+    /// K as the leaves see it, padded with zeros to whole steps.
+    pub(crate) fn depth(&self) -> usize {
+        if self.tiles { tiles::depth(self.k) } else { self.k.next_multiple_of(4) }
     }
 
     /// Rows of a that are not consecutive bytes, or not whole steps, or signed, are copied first.
     pub(crate) fn is_copied(&self) -> bool {
         let in_place = matches!(self.reading, Reading::Direct { segments: 1, run, .. } if run == self.k);
-        !in_place || !self.k.is_multiple_of(4) || self.a.elem == Elem::I8
+        !in_place || self.k != self.depth() || self.a.elem == Elem::I8
     }
 
     /// Bytes from row to row of a as the leaf sees it.
-    fn a_stride(&self) -> i64 {
-        if self.is_copied() { self.k4() as i64 } else { self.a.row_stride() }
+    pub(super) fn a_stride(&self) -> i64 {
+        if self.is_copied() { self.depth() as i64 } else { self.a.row_stride() }
     }
 
-    fn chunk_rows(&self) -> usize {
-        (CHUNK_BYTES / self.k4()).clamp(1, 256)
+    /// Most rows that a leaf gets, where there is a limit: their copies, or their sums, should stay in the caches.
+    fn most_rows(&self) -> Option<usize> {
+        let copied = self.is_copied().then(|| (CHUNK_BYTES / self.depth()).clamp(16, 256) / 16 * 16);
+        let summed = if self.tiles { tiles::most_rows(self.k) } else { None };
+        copied.into_iter().chain(summed).min()
+    }
+
+    /// Bytes of scratch for sums of the tile unit; copied rows lie behind them.
+    fn sums_bytes(&self) -> usize {
+        if self.tiles { tiles::sums_bytes(self.k, self.most_rows().unwrap_or(0)) } else { 0 }
     }
 
     /// Bytes of scratch the kernel uses.
     pub(crate) fn scratch_bytes(&self) -> usize {
-        if self.is_copied() { self.chunk_rows() * self.k4() } else { 0 }
+        let copied = self.most_rows().filter(|_| self.is_copied());
+        self.sums_bytes() + copied.map_or(0, |rows| rows * self.depth())
     }
 
     /// `gemm_u8s8_<lane>__k192n768`.
@@ -195,30 +210,34 @@ impl WideGemm {
         };
         let out = start(e, 2, &self.out);
         let extras: Vec<Value> = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
-        if !self.is_copied() {
+        let Some(rows) = self.most_rows() else {
             let a = start(e, 0, &self.a);
             return self.call(e, a, out, &extras, count);
-        }
-        let zero = e.iconst(0);
-        let rows = self.chunk_rows() as i64;
+        };
+        let (zero, rows) = (e.iconst(0), rows as i64);
         e.for_range(zero, count, rows, &[], |e, i, _| {
             let left = e.b.ins().isub(count, i);
             let rows = e.iconst(rows);
             let size = e.b.ins().smin(left, rows);
-            let from = e.add(first, i);
-            self.copy_rows(e, from, size);
-            let scratch = e.scratch;
+            let a = if self.is_copied() {
+                let from = e.add(first, i);
+                self.copy_rows(e, from, size)
+            } else {
+                let a = start(e, 0, &self.a);
+                e.at(a, i, self.a.row_stride())
+            };
             let out = e.at(out, i, self.out.row_stride());
             let extras: Vec<Value> =
                 self.extras.iter().zip(&extras).map(|(o, &x)| e.at(x, i, o.row_stride())).collect();
-            self.call(e, scratch, out, &extras, size);
+            self.call(e, a, out, &extras, size);
             Vec::new()
         });
     }
 
-    /// Copies rows to scratch: consecutive, unsigned, padded with zeros to whole steps.
-    fn copy_rows(&self, e: &mut Emit<'_>, first: Value, count: Value) {
-        let (end, to, a) = (e.add(first, count), e.scratch, e.arg(0));
+    /// Copies rows to scratch: consecutive, unsigned, padded with zeros to whole steps; returns where they are.
+    fn copy_rows(&self, e: &mut Emit<'_>, first: Value, count: Value) -> Value {
+        let (end, scratch, a) = (e.add(first, count), e.scratch, e.arg(0));
+        let to = e.add_imm(scratch, self.sums_bytes() as i64);
         let factors = self.factors();
         e.for_range(first, end, 1, &[to], |e, row, p| {
             let indices = split_index(e, row, &self.a_sizes);
@@ -227,12 +246,10 @@ impl WideGemm {
             if self.a.elem == Elem::I8 {
                 flip_signs(e, p[0], self.k);
             }
-            for k in self.k..self.k4() {
-                let none = e.constant(types::I8, 0);
-                e.store(none, Addr { base: p[0], disp: k as i32 });
-            }
-            vec![e.add_imm(p[0], self.k4() as i64)]
+            clear(e, p[0], self.k, self.depth());
+            vec![e.add_imm(p[0], self.depth() as i64)]
         });
+        to
     }
 
     fn factors(&self) -> Vec<Factor> {
@@ -253,13 +270,30 @@ impl WideGemm {
         let (b, corrections) = (e.arg(1), e.arg(3));
         let mut block = vec![a, b, out, corrections, count, panels];
         block.extend(extras);
-        e.call_leaf(0, &block);
+        if !self.tiles {
+            return e.call_leaf(0, &block);
+        }
+        let unused = e.iconst(0);
+        let mut wide = block.clone();
+        wide.resize(Slot::Extra(EXTRAS.len()).index(), unused);
+        wide.push(e.scratch);
+        wide.resize(wide.len() + tiles::STATES - 1, unused);
+        e.if_less(count, tiles::BLOCK as i64, |e| e.call_leaf(0, &block), |e| e.call_leaf(1, &wide));
     }
 
     // ---- the leaf
 
-    /// The leaf's code.
-    pub(crate) fn assemble(&self) -> Assembled<Vec<u8>> {
+    /// The code of the leaves that the kernel calls.
+    pub(crate) fn leaves(&self) -> Assembled<Vec<Vec<u8>>> {
+        let mut leaves = vec![self.assemble()?];
+        if self.tiles {
+            leaves.push(tiles::assemble(self)?);
+        }
+        Ok(leaves)
+    }
+
+    /// The code of the leaf for any number of rows.
+    fn assemble(&self) -> Assembled<Vec<u8>> {
         let mut asm = Asm::leaf()?;
         masks(&mut asm, self.n % PANEL)?;
         if self.n >= PANEL {
@@ -326,11 +360,11 @@ impl WideGemm {
     }
 
     fn panel_bytes(&self) -> i64 {
-        (self.k4() * PANEL) as i64
+        (self.depth() * PANEL) as i64
     }
 
     /// Moves the block on to the next panel.
-    fn next_panel(&self, asm: &mut Asm) -> Assembled {
+    pub(super) fn next_panel(&self, asm: &mut Asm) -> Assembled {
         let columns = PANEL as i64;
         let mut steps = vec![(Slot::B, self.panel_bytes()), (Slot::Out, self.out.column_stride() * columns)];
         steps.push((Slot::Corrections, 4 * columns));
@@ -382,7 +416,7 @@ impl WideGemm {
 
     /// Sums over all of k.
     fn products(&self, asm: &mut Asm, rows: usize, vectors: usize) -> Assembled {
-        let steps = self.k4() / 4;
+        let steps = self.depth() / 4;
         let (turns, rest) = (steps / UNROLL, steps % UNROLL);
         asm.c.mov(r10, rcx)?;
         asm.c.mov(r11, rdx)?;
@@ -417,8 +451,15 @@ impl WideGemm {
 
     /// The lane program on one row of the tile.
     fn epilogue(&self, asm: &mut Asm, row: usize, columns: usize) -> Assembled {
-        let sums = std::array::from_fn(|v| sum(row, v));
-        let mut inputs = vec![Feed::Registers(sums)];
+        let sums = Feed::Registers(std::array::from_fn(|v| sum(row, v)));
+        // The registers of the rows before are free as well.
+        let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(WEIGHTS..32).collect();
+        self.outputs(asm, sums, row, columns, &free)
+    }
+
+    /// The lane program on sums of one row, `row` rows on from where outputs and inputs are.
+    pub(super) fn outputs(&self, asm: &mut Asm, sums: Feed, row: usize, columns: usize, free: &[u8]) -> Assembled {
+        let mut inputs = vec![sums];
         inputs.extend(self.extras.iter().zip(EXTRAS).zip(&self.constants).map(|((o, base), &constant)| {
             let disp = row as i64 * o.row_stride();
             match o.columns {
@@ -428,10 +469,8 @@ impl WideGemm {
                 Columns::Table => Feed::Table(base),
             }
         }));
-        // The registers of the rows before are free as well.
-        let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(WEIGHTS..32).collect();
         let out = (r8, row as i64 * self.out.row_stride());
-        emit_lane(asm, &self.lane, &Group { inputs: &inputs, columns, out, free: &free })
+        emit_lane(asm, &self.lane, &Group { inputs: &inputs, columns, out, free })
     }
 }
 
@@ -440,8 +479,19 @@ fn sum(row: usize, vector: usize) -> u8 {
     (row * VECTORS + vector) as u8
 }
 
-fn slot(s: Slot) -> iced_x86::code_asm::AsmMemoryOperand {
+pub(super) fn slot(s: Slot) -> iced_x86::code_asm::AsmMemoryOperand {
     qword_ptr(at(rdi, s.offset()))
+}
+
+/// Zeros in the bytes `from..to` of `at`.
+fn clear(e: &mut Emit<'_>, at: Value, from: usize, to: usize) {
+    let mut from = from;
+    while from < to {
+        let (ty, bytes) = if to - from >= 8 { (types::I64, 8) } else { (types::I8, 1) };
+        let none = e.constant(ty, 0);
+        e.store(none, Addr { base: at, disp: from as i32 });
+        from += bytes;
+    }
 }
 
 /// Adds 128 to each of `count` bytes.

@@ -7,3 +7,4 @@
 pub(crate) mod asm;
 pub(crate) mod gemm;
 pub(crate) mod lane;
+mod tiles;
