@@ -102,11 +102,15 @@ fn missing_vectors() -> Option<String> {
     Some("512-bit kernels are for Linux on x86-64 only".into())
 }
 
-/// Why this process cannot use tiles. The tests of this crate emulate them where there are none.
+/// Why this process cannot use tiles. They may be emulated, for tests; those of this crate do so where there are none.
 fn missing_tiles() -> Option<String> {
     let granted = request_tiles();
-    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
-    let granted = granted.or_else(|_| crate::testing::amx::emulate());
+    #[cfg(all(any(test, feature = "emulate"), target_arch = "x86_64", target_os = "linux"))]
+    let granted = granted.or_else(|why| {
+        #[cfg(test)]
+        crate::emulate::emulate_tiles();
+        if crate::emulate::is_installed() { Ok(()) } else { Err(why) }
+    });
     granted.err().map(String::from)
 }
 

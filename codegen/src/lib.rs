@@ -10,6 +10,8 @@ mod conv;
 mod copy;
 mod disasm;
 mod emit;
+#[cfg(all(any(test, feature = "emulate"), target_arch = "x86_64", target_os = "linux"))]
+mod emulate;
 mod error;
 mod gemm;
 mod isa;
@@ -25,6 +27,8 @@ mod view;
 mod wide;
 
 pub use disasm::{count_float_instructions, disassemble};
+#[cfg(all(feature = "emulate", target_arch = "x86_64", target_os = "linux"))]
+pub use emulate::emulate_tiles;
 pub use error::CodegenError;
 pub use gemm::weight_layout;
 pub use isa::Tier;

@@ -1,8 +1,6 @@
 //! What the kernel tests share: guarded buffers, a generator of numbers, and one-kernel programs.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) mod amx;
-
 use vitc_runtime::KernelFn;
 
 use crate::isa::{self, Tier};
@@ -148,7 +146,7 @@ pub(crate) fn call(
     unsafe { kernel(table.ptr().cast(), begin, end, batch as i64, scratch.ptr()) };
     assert_eq!(control_word(), before, "a kernel changed the control word");
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    assert!(!amx::holds_tiles(), "a kernel kept its tiles");
+    assert!(!crate::emulate::holds_tiles(), "a kernel kept its tiles");
 }
 
 /// Rounding, masks and sticky flags of the vector unit; zero where there is no such word.

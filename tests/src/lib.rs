@@ -162,7 +162,21 @@ fn integers_behind(plan: &Module, value: ValueId) -> ValueId {
 
 /// The program of a plan on this machine.
 pub fn program(plan: &Module) -> Result<Arc<Program>> {
-    Ok(Emitted::of(plan, Tier::best())?.program)
+    program_on(plan, Tier::best())
+}
+
+/// The program of a plan on a tier.
+pub fn program_on(plan: &Module, tier: Tier) -> Result<Arc<Program>> {
+    Ok(Emitted::of(plan, tier)?.program)
+}
+
+/// The tiers whose kernels can be run here: those of the machine, and `amx-int8` in software where it has AVX-512.
+pub fn tiers() -> Vec<Tier> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if Tier::Avx512Vnni.missing().is_none() && Tier::AmxInt8.missing().is_some() {
+        vitc_codegen::emulate_tiles();
+    }
+    Tier::available()
 }
 
 /// The integers of the first output by the compiled code.

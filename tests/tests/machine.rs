@@ -7,7 +7,7 @@ use vitc::Compiled;
 use vitc::model::Emitted;
 use vitc_codegen::Tier;
 use vitc_passes::integerize::Nonlinear;
-use vitc_tests::{Sample, bundled, deit, evaluated, executed, plan_input, program};
+use vitc_tests::{Sample, bundled, deit, evaluated, executed, plan_input, program, program_on, tiers};
 
 static BUNDLED: LazyLock<(Sample, Compiled)> = LazyLock::new(|| {
     let sample = bundled();
@@ -15,15 +15,19 @@ static BUNDLED: LazyLock<(Sample, Compiled)> = LazyLock::new(|| {
     (sample, compiled)
 });
 
+/// On every tier.
 fn equals_the_evaluator(sample: &Sample, compiled: &Compiled, images: usize) {
     let plan = &compiled.module;
-    let program = program(plan).unwrap();
+    let programs: Vec<_> = tiers().into_iter().map(|tier| (tier, program_on(plan, tier).unwrap())).collect();
     let pixels = sample.pixels(images).unwrap();
     for (i, image) in pixels.chunks(sample.preprocess.pixels()).enumerate() {
         let input = plan_input(plan, image, 1).unwrap();
-        let (want, have) = (evaluated(plan, &input).unwrap(), executed(&program, &input, 1).unwrap());
+        let want = evaluated(plan, &input).unwrap();
         assert!(want.iter().any(|v| *v != want[0]), "{}: image {i} has a constant output", sample.name);
-        assert!(want == have, "{}: image {i} differs from the evaluator", sample.name);
+        for (tier, program) in &programs {
+            let have = executed(program, &input, 1).unwrap();
+            assert!(want == have, "{}: image {i} differs from the evaluator on {tier:?}", sample.name);
+        }
     }
 }
 

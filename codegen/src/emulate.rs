@@ -31,14 +31,20 @@ thread_local! {
     static UNIT: RefCell<Unit> = const { RefCell::new(Unit { config: [0; 64], tiles: CLEAR }) };
 }
 
-/// Makes AMX instructions work in this process.
-pub(crate) fn emulate() -> Result<(), &'static str> {
-    static INSTALLED: Once = Once::new();
+static INSTALLED: Once = Once::new();
+
+/// Makes AMX instructions work in this process, slowly; from then on the tier `amx-int8` is available in it.
+pub fn emulate_tiles() {
     INSTALLED.call_once(install);
-    Ok(())
+}
+
+/// Whether [`emulate_tiles`] has been called.
+pub(crate) fn is_installed() -> bool {
+    INSTALLED.is_completed()
 }
 
 /// Whether this thread has emulated tiles that it should have released.
+#[cfg(test)]
 pub(crate) fn holds_tiles() -> bool {
     UNIT.with_borrow(|unit| unit.config[0] != 0)
 }
