@@ -5,6 +5,7 @@
 //! machine code and no file system.
 #![forbid(unsafe_code)]
 
+pub mod attention;
 pub mod attr;
 pub mod diag;
 pub mod eval;

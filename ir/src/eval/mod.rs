@@ -4,6 +4,7 @@
 //! rather than wrap. Float ops serve calibration and constant folding and are fast enough for that; their last bits may
 //! differ between machines, because the matrix products use whatever vector instructions there are.
 
+mod attention;
 mod conv;
 mod float;
 mod fused;
@@ -319,6 +320,7 @@ fn dispatch(call: &Call) -> Evaluated {
         Class::Float => float::eval(call),
         Class::Quant => float::convert(call),
         Class::Int => int::eval(call),
+        Class::Fused if matches!(call.op, Op::FusedAttention { .. }) => attention::eval(call),
         Class::Fused => fused::eval(call),
     }
 }

@@ -1,5 +1,6 @@
 //! Every op against values computed by hand or by an independent formula.
 
+mod attention;
 mod driver;
 mod floats;
 mod ints;

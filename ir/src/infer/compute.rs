@@ -1,6 +1,7 @@
 //! Type rules of the ops that compute.
 
 use super::{Inferred, broadcast, check_axis, ensure};
+use crate::attention::unfold;
 use crate::op::Op;
 use crate::types::{Dim, Elem, Shape, TensorType};
 
@@ -341,4 +342,12 @@ pub(crate) fn fused_map(op: &Op, operands: &[&TensorType]) -> Inferred {
     ensure(!operands.is_empty(), || "a map needs an operand".into())?;
     ensure(to.is_int() && shape.count().is_some(), || format!("a lane program cannot yield {to}"))?;
     Ok(TensorType::new(*to, shape.clone()))
+}
+
+pub(crate) fn fused_attention(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let operands: Vec<TensorType> = operands.iter().map(|&ty| ty.clone()).collect();
+    unfold(op, &operands, |part, types| {
+        let ty = part.infer(types).map_err(|e| format!("`{}` within: {e}", part.name()))?;
+        Ok(TensorType::new(ty.elem, ty.shape))
+    })
 }

@@ -7,7 +7,11 @@ const CLASSES: [(Class, &str, &str); 5] = [
     (Class::Float, "Float", "Computes on `f32`; gone after `integerize`."),
     (Class::Quant, "Between floats and integers", "From `quantize` on; after `integerize` only at the graph's doors."),
     (Class::Int, "Integer", "From `integerize` on. Exact: every backend gives these bits."),
-    (Class::Fused, "Fused", "Kernels with a lane program attached; from `fuse` on."),
+    (
+        Class::Fused,
+        "Fused",
+        "Kernels that do the work of several ops, most with a lane program attached; from `fuse` on.",
+    ),
 ];
 
 /// The page as Markdown: every op with its operands, attributes and meaning, by class.
