@@ -50,11 +50,19 @@ impl Addr {
     }
 }
 
+/// Where pointer arguments come from.
+pub(crate) enum Args {
+    /// The table that the kernel was called with.
+    Table(Value),
+    /// A kernel that runs others as its parts hands them their pointers.
+    Given(Vec<Value>),
+}
+
 /// Builds one kernel.
 pub(crate) struct Emit<'a> {
     pub b: FunctionBuilder<'a>,
     pub features: Features,
-    pub args: Value,
+    pub args: Args,
     pub begin: Value,
     pub end: Value,
     pub batch: Value,
@@ -70,7 +78,16 @@ impl<'a> Emit<'a> {
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
         let p = b.block_params(entry).to_vec();
-        Emit { b, features, args: p[0], begin: p[1], end: p[2], batch: p[3], scratch: p[4], leaves: Vec::new() }
+        Emit {
+            b,
+            features,
+            args: Args::Table(p[0]),
+            begin: p[1],
+            end: p[2],
+            batch: p[3],
+            scratch: p[4],
+            leaves: Vec::new(),
+        }
     }
 
     pub(crate) fn finish(mut self, isa: &dyn TargetIsa) {
@@ -81,8 +98,28 @@ impl<'a> Emit<'a> {
 
     /// Pointer argument `n` of the kernel.
     pub(crate) fn arg(&mut self, n: usize) -> Value {
-        let address = Addr { base: self.args, disp: 8 * n as i32 };
-        self.load(I64, address)
+        match self.args {
+            Args::Table(base) => self.load(I64, Addr { base, disp: 8 * n as i32 }),
+            Args::Given(ref pointers) => pointers[n],
+        }
+    }
+
+    /// Emits a part as if it were a kernel called with these arguments, for items `0..count`.
+    pub(crate) fn part<T>(
+        &mut self,
+        args: &[Value],
+        count: Value,
+        scratch: Value,
+        emit: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let begin = self.iconst(0);
+        let args = std::mem::replace(&mut self.args, Args::Given(args.to_vec()));
+        let outer = (self.begin, self.end, self.scratch);
+        (self.begin, self.end, self.scratch) = (begin, count, scratch);
+        let result = emit(self);
+        self.args = args;
+        (self.begin, self.end, self.scratch) = outer;
+        result
     }
 
     /// Calls leaf `n` with a block of these 64-bit values.

@@ -85,6 +85,13 @@ pub(crate) struct Gemm {
     pub lane: LaneSpec,
 }
 
+/// A packed right side: its panels, and the row that the accumulators start with, if they do not start at zero.
+#[derive(Clone, Copy)]
+pub(crate) struct Right {
+    b: Value,
+    corrections: Option<Value>,
+}
+
 /// Pointers that stay the same within one turn of the outer loops.
 struct Bases {
     a: Value,
@@ -138,7 +145,7 @@ impl Gemm {
     }
 
     /// Rows spread at a time.
-    fn chunk_rows(&self) -> usize {
+    pub(crate) fn chunk_rows(&self) -> usize {
         let tile = self.tiles()[0];
         let fit = CHUNK_BYTES / (self.k4() / 4 * SPREAD * tile);
         fit.clamp(1, CHUNK_ROWS / tile) * tile
@@ -202,10 +209,16 @@ impl Gemm {
 
     /// Rows `from .. from + count` of one turn of the outer loops.
     fn rows(&self, e: &mut Emit<'_>, outer: &[Value], from: Value, count: Value) {
+        let right = self.right(e, outer);
+        self.multiply(e, outer, &right, from, count);
+    }
+
+    /// The packed right side: the constant's panels, or those of an activation, which this packs into scratch.
+    pub(crate) fn right(&self, e: &mut Emit<'_>, outer: &[Value]) -> Right {
         let [packed, ..] = self.scratch_parts();
         let b_arg = e.arg(1);
-        let (b, corrections) = match &self.weights {
-            Weights::Packed => (b_arg, self.has_corrections().then(|| e.arg(3))),
+        match &self.weights {
+            Weights::Packed => Right { b: b_arg, corrections: self.has_corrections().then(|| e.arg(3)) },
             Weights::Matrix { operand, k_stride } => {
                 let source = operand.base(e, b_arg, outer);
                 let scratch = e.scratch;
@@ -214,9 +227,13 @@ impl Gemm {
                 if self.has_corrections() {
                     self.sum_columns(e, scratch, to);
                 }
-                (scratch, self.has_corrections().then_some(to))
+                Right { b: scratch, corrections: self.has_corrections().then_some(to) }
             }
-        };
+        }
+    }
+
+    /// Multiplies rows `from .. from + count` with a packed right side.
+    pub(crate) fn multiply(&self, e: &mut Emit<'_>, outer: &[Value], right: &Right, from: Value, count: Value) {
         let start = |e: &mut Emit<'_>, arg: usize, o: &Operand| {
             let pointer = e.arg(arg);
             let base = o.base(e, pointer, outer);
@@ -225,7 +242,7 @@ impl Gemm {
         let a = start(e, 0, &self.a);
         let out = start(e, 2, &self.out);
         let extras = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
-        let bases = Bases { a, b, corrections, out, extras };
+        let bases = Bases { a, b: right.b, corrections: right.corrections, out, extras };
         self.chunks(e, &bases, count);
     }
 

@@ -11,6 +11,7 @@ use cranelift_frontend::FunctionBuilderContext;
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, ModuleRelocTarget};
 
 use crate::CodegenError;
+use crate::attention::Attention;
 use crate::conv::Conv;
 use crate::emit::{Emit, Features, signature};
 use crate::gemm::Gemm;
@@ -22,6 +23,7 @@ use crate::wide::gemm::WideGemm;
 /// What a kernel computes, with every number that its code depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Spec {
+    Attention(Box<Attention>),
     Gemm(Gemm),
     WideGemm(WideGemm),
     Conv(Conv),
@@ -34,6 +36,7 @@ pub(crate) enum Spec {
 impl Spec {
     fn emit(&self, e: &mut Emit<'_>) {
         match self {
+            Spec::Attention(s) => s.emit(e),
             Spec::Gemm(s) => s.emit(e),
             Spec::WideGemm(s) => s.emit(e),
             Spec::Conv(s) => s.emit(e),
@@ -47,6 +50,7 @@ impl Spec {
     /// Bytes of scratch for each thread.
     pub(crate) fn scratch_bytes(&self) -> usize {
         match self {
+            Spec::Attention(s) => s.scratch_bytes(),
             Spec::Gemm(s) => s.scratch_bytes(),
             Spec::WideGemm(s) => s.scratch_bytes(),
             _ => 0,

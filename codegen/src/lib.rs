@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vitc_ir::Module;
 use vitc_runtime::{ConstMemory, Program, ProgramParts, Step};
 
+mod attention;
 mod conv;
 mod copy;
 mod disasm;

@@ -11,6 +11,7 @@ use vitc_runtime::{OutputForm, Session, SessionOptions, TensorView};
 use crate::testing::{Edge, Random};
 use crate::{Options, Tier, compile, count_float_instructions};
 
+mod attention;
 mod guarded;
 mod movement;
 mod products;

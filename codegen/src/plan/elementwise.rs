@@ -125,7 +125,7 @@ fn wide_into(insts: &mut Vec<Inst>, elem: Elem, n: u32) {
 }
 
 /// `(x - x_zero) * multiplier` in 64 bits.
-fn requantize_head(elem: Elem, x_zero: i64) -> Vec<Inst> {
+pub(super) fn requantize_head(elem: Elem, x_zero: i64) -> Vec<Inst> {
     if x_zero == 0 && elem != Elem::I64 {
         return vec![Inst::Load(0), Inst::Load(1), Inst::MulWide(0, 1)];
     }
@@ -136,7 +136,8 @@ fn requantize_head(elem: Elem, x_zero: i64) -> Vec<Inst> {
     insts
 }
 
-fn rounded(insts: &mut Vec<Inst>, shift: u32, zero_point: i64) {
+/// The product so far, rounded and shifted, with the zero point.
+pub(super) fn rounded(insts: &mut Vec<Inst>, shift: u32, zero_point: i64) {
     let product = insts.len() as u32 - 1;
     insts.push(Inst::RoundShr(product, shift));
     insts.extend([Inst::Const(zero_point, Width::W64), Inst::Add(product + 1, product + 2)]);

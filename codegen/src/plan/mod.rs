@@ -1,5 +1,6 @@
 //! From a module of stage `plan` to steps: which kernel, over which buffers, for how many items.
 
+mod attention;
 mod elementwise;
 mod movement;
 mod product;
@@ -145,6 +146,7 @@ impl<M: Backend> Planner<'_, M> {
             Op::Gather { axis, index } => self.gather(node, *axis, index),
             Op::Pad { before, value, .. } => self.pad(node, before, value.0),
             Op::FusedMatMul { .. } | Op::IntMatMul { .. } => self.matmul(node),
+            Op::FusedAttention { .. } => self.attention(node),
             Op::FusedConv2d { .. } | Op::IntConv2d { .. } => self.conv(node),
             Op::FusedMap { .. }
             | Op::IntRequant { .. }

@@ -34,24 +34,13 @@ impl<M: Backend> Planner<'_, M> {
     /// The lane program and its operands from the second on.
     fn parts(&self, node: &Node) -> Lowered<Parts> {
         let extras = node.operands[2..].to_vec();
-        let program = if node.op.lane().is_some() { self.named_lane(node)? } else { self.bias_program(&extras) };
+        let program = if node.op.lane().is_some() { self.named_lane(node)? } else { bias_program(&extras) };
         if program.inputs.len() != extras.len() + 1 {
             return Err("the lane program has another number of inputs".into());
         }
         let known = [Access::Element, Access::Channel, Access::Row, Access::Scalar, Access::Table];
         check_access(&program, &known)?;
         Ok(Parts { program, extras })
-    }
-
-    fn bias_program(&self, extras: &[ValueId]) -> Program {
-        let input = |access| Input { elem: Elem::I32, access };
-        let mut program =
-            Program { inputs: vec![input(Access::Element)], insts: vec![Inst::Load(0)], output: Elem::I32 };
-        if !extras.is_empty() {
-            program.inputs.push(input(Access::Channel));
-            program.insts.extend([Inst::Load(1), Inst::Add(0, 1)]);
-        }
-        program
     }
 
     pub(super) fn matmul(&mut self, node: &Node) -> Lowered {
@@ -451,8 +440,19 @@ fn bias_of<'c>(program: &Program, constants: &[Option<&'c Const>]) -> Option<(us
     constant.map(|c| (sum, c))
 }
 
+/// The lane program of a product that is not fused: adds the bias, if there is one.
+pub(super) fn bias_program(extras: &[ValueId]) -> Program {
+    let input = |access| Input { elem: Elem::I32, access };
+    let mut program = Program { inputs: vec![input(Access::Element)], insts: vec![Inst::Load(0)], output: Elem::I32 };
+    if !extras.is_empty() {
+        program.inputs.push(input(Access::Channel));
+        program.insts.extend([Inst::Load(1), Inst::Add(0, 1)]);
+    }
+    program
+}
+
 /// How the dot product sees the zero points: it takes a as unsigned and b as signed bytes.
-fn zero_points(a: Elem, a_zero: i64, b: Elem, b_zero: i64) -> Lowered<(i64, i64)> {
+pub(super) fn zero_points(a: Elem, a_zero: i64, b: Elem, b_zero: i64) -> Lowered<(i64, i64)> {
     let a_zero = match a {
         Elem::U8 | Elem::I16 => a_zero,
         Elem::I8 => a_zero + 128,
@@ -478,12 +478,12 @@ fn single(factors: &[Factor]) -> Lowered<Lin> {
     }
 }
 
-fn single_stride(factors: &[Factor]) -> Lowered<i64> {
+pub(super) fn single_stride(factors: &[Factor]) -> Lowered<i64> {
     single(factors)?.as_fixed().ok_or_else(|| "a stride that grows with the batch".into())
 }
 
 /// How the kernel reads a row of a.
-fn reading(factors: &[Factor], k: usize) -> Lowered<Reading> {
+pub(super) fn reading(factors: &[Factor], k: usize) -> Lowered<Reading> {
     let fixed = |f: &Factor| f.stride.as_fixed();
     match factors {
         [] => Ok(Reading::Direct { segments: 1, run: 1, step: 0 }),

@@ -49,11 +49,18 @@ impl<M: Backend> Planner<'_, M> {
         self.step(Call { spec, name, args, items, grain: 1, macs: 0 })
     }
 
-    /// The work, with the arguments and operands between x and the result.
-    fn work(&mut self, node: &Node, args: &mut Vec<vitc_runtime::Buffer>, extra: &mut Vec<Operand>) -> Lowered<Work> {
+    /// The work (of attention, the exponential), with the arguments and operands between x and the result.
+    pub(super) fn work(
+        &mut self,
+        node: &Node,
+        args: &mut Vec<vitc_runtime::Buffer>,
+        extra: &mut Vec<Operand>,
+    ) -> Lowered<Work> {
         match node.op {
-            Op::IntExp { limit, multiplier, shift, table_bits } => {
-                let table = self.const_of(node.operands[1]).ok_or("the table is not constant")?.ints();
+            Op::IntExp { limit, multiplier, shift, table_bits }
+            | Op::FusedAttention { limit, multiplier, exp_shift: shift, table_bits, .. } => {
+                let table = node.operands[node.operands.len() - 1];
+                let table = self.const_of(table).ok_or("the table is not constant")?.ints();
                 let composed = exp_table(&table, table_bits, (limit * multiplier) >> shift)?;
                 args.push(self.pool(&composed));
                 extra.push(Operand { elem: Elem::U8, offset: Lin::ZERO, rows: vec![], columns: Columns::Table });
