@@ -14,11 +14,10 @@ pub(super) struct Chain {
     pub start: ValueId,
 }
 
-/// Every chain of the module, in order of their first nodes.
-pub(super) fn find(module: &Module) -> Vec<Chain> {
+/// Every chain of the module, in order of their first nodes; nodes that are `taken` belong to none.
+pub(super) fn find(module: &Module, mut taken: Vec<bool>) -> Vec<Chain> {
     let uses = module.use_counts();
     let users = users(module);
-    let mut taken = vec![false; module.nodes.len()];
     let mut chains = Vec::new();
     for (n, node) in module.nodes.iter().enumerate() {
         if taken[n] {
@@ -42,7 +41,7 @@ pub(super) fn find(module: &Module) -> Vec<Chain> {
 }
 
 /// The last node that uses each value.
-fn users(module: &Module) -> Vec<Option<usize>> {
+pub(super) fn users(module: &Module) -> Vec<Option<usize>> {
     let mut users = vec![None; module.values.len()];
     for (n, node) in module.nodes.iter().enumerate() {
         node.operands.iter().for_each(|v| users[v.0 as usize] = Some(n));

@@ -2,8 +2,10 @@
 //!
 //! A chain is a value and the elementwise ops that alone consume it, one after another. A chain that starts at a matrix product
 //! or a convolution becomes `fused.matmul` or `fused.conv2d`; any other becomes one `fused.map`. Functions of a single byte
-//! that need more than a lane can do (ShiftGELU divides) first become tables of their own values (`tabulate`).
+//! that need more than a lane can do (ShiftGELU divides) first become tables of their own values (`tabulate`). An attention
+//! becomes one `fused.attention`, before chains are looked for.
 
+mod attention;
 mod chain;
 pub mod lanes;
 mod patches;
@@ -17,26 +19,28 @@ use vitc_ir::lane::{Access, Inst, Width};
 use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
 
 use crate::clean::draft::{Draft, Fired};
+use attention::Attention;
 use chain::{Chain, Epilogue};
 
 /// The module of stage `fuse`, and how often each lane rule fired.
 pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnostics> {
     let module = tabulate::run(module).map_err(Diagnostics::from)?;
-    let chains = chain::find(&module);
+    let groups = groups(&module);
     let mut fuse =
         Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
     for input in &module.inputs {
         let value = fuse.target.input(input.name.clone(), module.ty(input.value).clone());
         fuse.map.insert(input.value, value);
     }
-    let mut member: Vec<Option<usize>> = vec![None; module.nodes.len()];
-    for (c, chain) in chains.iter().enumerate() {
-        chain.nodes.iter().for_each(|&n| member[n] = Some(c));
+    let mut member: Vec<Option<&Group>> = vec![None; module.nodes.len()];
+    for group in &groups {
+        group.nodes().iter().for_each(|&n| member[n] = Some(group));
     }
     for (n, node) in module.nodes.iter().enumerate() {
-        let result = match member[n].map(|c| &chains[c]) {
-            Some(chain) if chain.nodes.last() == Some(&n) => fuse.chain(chain),
-            Some(_) => continue, // computed with the end of its chain
+        let result = match member[n] {
+            Some(group) if group.nodes().last() != Some(&n) => continue, // computed with the end of its group
+            Some(Group::Attention(attention)) => Ok(fuse.attention(attention)),
+            Some(Group::Chain(chain)) => fuse.chain(chain),
             None => Ok(fuse.plain(node)),
         };
         let value = result.map_err(|e| Diagnostics::from(place(Diagnostic::new("fuse", e), node)))?;
@@ -60,6 +64,30 @@ fn cut_patches(module: Module, fired: &mut BTreeMap<String, usize>) -> Module {
     }
     fired.extend(counts.into_iter().map(|(name, n)| (name.to_string(), n)));
     draft.finish(Stage::Fuse)
+}
+
+/// Nodes that become one.
+enum Group {
+    Attention(Attention),
+    Chain(Chain),
+}
+
+impl Group {
+    fn nodes(&self) -> &[usize] {
+        match self {
+            Group::Attention(a) => &a.nodes,
+            Group::Chain(c) => &c.nodes,
+        }
+    }
+}
+
+/// What is fused; no node belongs to two groups.
+fn groups(module: &Module) -> Vec<Group> {
+    let attentions = attention::find(module);
+    let mut taken = vec![false; module.nodes.len()];
+    attentions.iter().flat_map(|a| &a.nodes).for_each(|&n| taken[n] = true);
+    let chains = chain::find(module, taken).into_iter().map(Group::Chain);
+    attentions.into_iter().map(Group::Attention).chain(chains).collect()
 }
 
 fn place(d: Diagnostic, node: &Node) -> Diagnostic {
@@ -92,6 +120,16 @@ impl Fuse<'_> {
     fn plain(&mut self, node: &Node) -> ValueId {
         let operands: Vec<ValueId> = node.operands.iter().map(|&v| self.value(v)).collect();
         self.target.push_typed(node.op.clone(), &operands, self.source.ty(node.result).clone(), node.loc.clone())
+    }
+
+    /// Emits an attention as one op.
+    fn attention(&mut self, attention: &Attention) -> ValueId {
+        let nodes = || attention.nodes.iter().map(|&n| &self.source.nodes[n]);
+        let loc = join_locs(nodes().map(|n| n.loc.as_ref()));
+        let result = nodes().next_back().map(|n| self.source.ty(n.result).clone()).expect("an attention has nodes");
+        let operands = attention.operands.map(|v| self.value(v));
+        *self.fired.entry("attention".into()).or_default() += 1;
+        self.target.push_typed(attention.op.clone(), &operands, result, loc)
     }
 
     /// Emits a chain as one fused op.

@@ -31,8 +31,8 @@ pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> 
     arena::place(packed, &views).map_err(|e| Diagnostic::new("plan", e).into())
 }
 
-/// Which movement nodes need no copy: those whose every user can address through them. Products can, since they walk the
-/// left side row by row and pack the right side of two activations; copies can too.
+/// Which movement nodes need no copy: those whose every user can address through them. Products and attention can, since they
+/// walk the left side row by row and pack the right side of two activations; copies can too.
 fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
     let mut addressable = vec![true; module.values.len()];
     for node in &module.nodes {
@@ -41,6 +41,7 @@ fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
                 let two_activations = module.const_of(node.operands[1]).is_none();
                 if two_activations { 2 } else { usize::from((target.is_row_view)(module, node.operands[0])) }
             }
+            Op::FusedAttention { .. } => 3,
             _ if node.op.class() == Class::Move => 1,
             _ => 0,
         };
