@@ -91,6 +91,7 @@ pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenEr
         args: s.args,
         items: s.items,
         grain: s.grain,
+        barrier: s.barrier,
         name: Arc::clone(&names[s.kernel]),
         source: s.source.into(),
         macs_per_image: s.macs_per_image,

@@ -12,6 +12,9 @@ use crate::emit::{Addr, Emit};
 use crate::lane::{GROUP, LaneSpec};
 use crate::operand::{Operand, RowGroup, run_group, split_index};
 
+/// Threads share single elements by as many as make a cache line, at least.
+const LINE: usize = 64;
+
 /// A lane program over all elements of a result. Arguments: the inputs, then the result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Map {
@@ -26,7 +29,7 @@ pub(crate) struct Map {
 
 impl Map {
     pub(crate) fn grain(&self) -> usize {
-        if self.columns.is_none() { 1024 } else { 1 }
+        if self.columns.is_none() { LINE } else { 1 }
     }
 
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {
@@ -85,7 +88,7 @@ pub(crate) struct Copy {
 
 impl Copy {
     pub(crate) fn grain(&self) -> usize {
-        if self.columns.is_none() { 4096 } else { 1 }
+        if self.columns.is_none() { LINE } else { 1 }
     }
 
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {

@@ -15,6 +15,7 @@ mod attention;
 mod guarded;
 mod movement;
 mod products;
+mod regions;
 mod rows;
 mod wide;
 

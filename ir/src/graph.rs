@@ -90,6 +90,9 @@ pub struct Node {
     /// Planned place of the result in the arena, in bytes per image of the batch. Only in stage `plan`. A node whose place
     /// equals its first operand's and that moves nothing (`reshape`) costs nothing.
     pub place: Option<usize>,
+    /// The run of steps that it is part of and that threads walk through without waiting ([`crate::region`]). Only in
+    /// stage `plan`; a step without one is a region of its own.
+    pub region: Option<usize>,
 }
 
 /// A graph input.
@@ -251,7 +254,7 @@ impl Module {
     /// Adds a node with this result type; the verifier checks it later.
     pub fn push_typed(&mut self, op: Op, operands: &[ValueId], ty: TensorType, loc: Option<Arc<str>>) -> ValueId {
         let result = self.value(Def::Node(self.nodes.len()), ty);
-        self.nodes.push(Node { op, operands: operands.to_vec(), result, loc, place: None });
+        self.nodes.push(Node { op, operands: operands.to_vec(), result, loc, place: None, region: None });
         result
     }
 

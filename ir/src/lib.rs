@@ -14,6 +14,7 @@ pub mod infer;
 pub mod lane;
 pub mod layout;
 pub mod op;
+pub mod region;
 pub mod text;
 pub mod types;
 pub mod verify;

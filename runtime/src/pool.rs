@@ -1,10 +1,9 @@
 //! Runs the steps of a program on a fixed number of threads; the share of each thread depends on nothing but its index.
 //!
 //! The caller is thread 0 and the workers are the others. A run is published by moving the `start` epoch; then every
-//! thread walks the steps by itself, calls the kernel for its own share and meets the others at the barrier. The
-//! barrier of the last step tells the caller that the run is over.
+//! thread walks the steps by itself, calls the kernel for its own share and meets the others where a step has a barrier.
+//! The barrier of the last step tells the caller that the run is over.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -75,14 +74,14 @@ impl Pool {
         self.shared.profiling.load(Ordering::Relaxed)
     }
 
-    /// Nanoseconds spent in each step since the last [`Pool::clear_laps`].
-    pub(crate) fn laps(&self) -> impl Iterator<Item = u64> {
-        self.shared.laps.iter().map(|lap| lap.load(Ordering::Relaxed))
+    /// What thread 0 has spent on each step since the last [`Pool::clear_laps`].
+    pub(crate) fn laps(&self) -> impl Iterator<Item = &Lap> {
+        self.shared.laps.iter()
     }
 
     /// Sets all clocks to zero.
     pub(crate) fn clear_laps(&mut self) {
-        self.shared.laps.iter().for_each(|lap| lap.store(0, Ordering::Relaxed));
+        self.shared.laps.iter().for_each(Lap::clear);
     }
 }
 
@@ -109,7 +108,32 @@ struct Shared {
     scratch: MappedRegion,
     scratch_stride: usize,
     profiling: AtomicBool,
-    laps: Vec<AtomicU64>,
+    laps: Vec<Lap>,
+}
+
+/// Nanoseconds of thread 0 on one step. It has the largest share of each step, so little that another thread waits for
+/// it goes unseen.
+#[derive(Debug, Default)]
+pub(crate) struct Lap {
+    work: AtomicU64,
+    wait: AtomicU64,
+}
+
+impl Lap {
+    /// Time in the kernel.
+    pub(crate) fn work(&self) -> u64 {
+        self.work.load(Ordering::Relaxed)
+    }
+
+    /// Time at the barrier after it.
+    pub(crate) fn wait(&self) -> u64 {
+        self.wait.load(Ordering::Relaxed)
+    }
+
+    fn clear(&self) {
+        self.work.store(0, Ordering::Relaxed);
+        self.wait.store(0, Ordering::Relaxed);
+    }
 }
 
 /// The run at hand: written before `start` moves, read after it has been seen to move.
@@ -132,7 +156,7 @@ impl Shared {
             scratch,
             scratch_stride,
             profiling: AtomicBool::new(false),
-            laps: program.steps().iter().map(|_| AtomicU64::new(0)).collect(),
+            laps: program.steps().iter().map(|_| Lap::default()).collect(),
             program,
         })
     }
@@ -147,8 +171,7 @@ impl Shared {
     /// # Safety
     /// As [`Pool::run`], with `args` the part of the table that belongs to the step.
     unsafe fn call(&self, step: &Step, args: *const *mut u8, batch: usize, thread: usize) {
-        let items = step.items.per_batch * batch + step.items.fixed;
-        let share = share(items, step.grain, thread, self.threads);
+        let share = step.share(batch, thread, self.threads);
         if share.is_empty() {
             return;
         }
@@ -186,69 +209,23 @@ fn work(shared: &Shared, thread: usize) {
 extern "C" fn run_steps(shared: &Shared, thread: usize) {
     let table: *const *mut u8 = shared.job.table.load(Ordering::Relaxed);
     let batch = shared.job.batch.load(Ordering::Relaxed);
-    let mut lap = (thread == 0 && shared.profiling.load(Ordering::Relaxed)).then(Instant::now);
-    for (index, step) in shared.program.steps().iter().enumerate() {
+    let mut clock = (thread == 0 && shared.profiling.load(Ordering::Relaxed)).then(Instant::now);
+    for (index, (step, lap)) in shared.program.steps().iter().zip(&shared.laps).enumerate() {
         // SAFETY: the caller of `Pool::run` vouches for the table, and the step's part of it lies within.
         unsafe { shared.call(step, table.add(shared.program.arg_start(index)), batch, thread) };
-        shared.barrier.wait();
-        if let Some(since) = &mut lap {
-            add_lap(&shared.laps[index], since);
+        add_time(&lap.work, &mut clock);
+        if step.barrier {
+            shared.barrier.wait();
+            add_time(&lap.wait, &mut clock);
         }
     }
 }
 
-fn add_lap(lap: &AtomicU64, since: &mut Instant) {
+/// Adds the time since the clock was last looked at, if it runs.
+fn add_time(sum: &AtomicU64, clock: &mut Option<Instant>) {
+    let Some(since) = clock else { return };
     let now = Instant::now();
     let nanos = u64::try_from((now - *since).as_nanos()).unwrap_or(u64::MAX);
-    lap.fetch_add(nanos, Ordering::Relaxed);
+    sum.fetch_add(nanos, Ordering::Relaxed);
     *since = now;
-}
-
-/// The items of `thread`: whole grains, contiguous, in order of the threads, the earlier threads taking the remainder.
-fn share(items: usize, grain: usize, thread: usize, threads: usize) -> Range<usize> {
-    let grains = items.div_ceil(grain);
-    let (each, extra) = (grains / threads, grains % threads);
-    let first = each * thread + thread.min(extra);
-    let end = first + each + usize::from(thread < extra);
-    first.saturating_mul(grain).min(items)..end.saturating_mul(grain).min(items)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_cover_all_items_once_at_multiples_of_the_grain() {
-        for items in [0, 1, 2, 15, 16, 17, 197, 1000] {
-            for grain in [1, 2, 16, 64, 5000] {
-                for threads in [1, 2, 3, 4, 7, 16] {
-                    check_shares(items, grain, threads);
-                }
-            }
-        }
-    }
-
-    fn check_shares(items: usize, grain: usize, threads: usize) {
-        let mut next = 0;
-        for thread in 0..threads {
-            let share = share(items, grain, thread, threads);
-            assert!(share.start == next && share.start <= share.end);
-            assert!(share.start == items || share.start.is_multiple_of(grain));
-            next = share.end;
-        }
-        assert_eq!(next, items);
-    }
-
-    #[test]
-    fn shares_differ_by_at_most_one_grain() {
-        let sizes: Vec<usize> = (0..7).map(|thread| share(30, 1, thread, 7).len()).collect();
-        assert_eq!(sizes, [5, 5, 4, 4, 4, 4, 4]);
-    }
-
-    #[test]
-    fn huge_counts_do_not_overflow() {
-        let huge = i64::MAX as usize;
-        assert_eq!(share(huge, huge - 1, 1, 2), huge - 1..huge);
-        assert_eq!(share(1, usize::MAX, 0, 3), 0..1);
-    }
 }

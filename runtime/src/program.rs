@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::RuntimeError;
@@ -57,7 +58,7 @@ pub enum Buffer {
     Output(usize),
 }
 
-/// One kernel call; all threads finish it before the next one starts.
+/// One kernel call.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// The kernel.
@@ -68,12 +69,37 @@ pub struct Step {
     pub items: Extent,
     /// Threads share the items at multiples of this number.
     pub grain: usize,
+    /// Whether all threads finish this step before any starts the next one. Otherwise each goes on by itself, and the
+    /// next step divides into the same shares: as many grains for every batch.
+    pub barrier: bool,
     /// Name of the kernel.
     pub name: Arc<str>,
     /// Names of the ONNX nodes that the step came from.
     pub source: Arc<str>,
     /// Multiply-accumulates per image, for the profile.
     pub macs_per_image: u64,
+}
+
+impl Step {
+    /// The items of one of `threads` threads; none when they are more than can be counted.
+    pub fn share(&self, batch: usize, thread: usize, threads: usize) -> Range<usize> {
+        share(self.items.at(batch).unwrap_or(0), self.grain, thread, threads)
+    }
+
+    /// Whether both steps have as many grains, whole or not, for every batch.
+    fn divides_like(&self, other: &Step) -> bool {
+        let same = |a: usize, b: usize| a as u128 * other.grain as u128 == b as u128 * self.grain as u128;
+        same(self.items.per_batch, other.items.per_batch) && same(self.items.fixed, other.items.fixed)
+    }
+}
+
+/// The items of `thread`: whole grains, contiguous, in order of the threads, the earlier threads taking the remainder.
+fn share(items: usize, grain: usize, thread: usize, threads: usize) -> Range<usize> {
+    let grains = items.div_ceil(grain);
+    let (each, extra) = (grains / threads, grains % threads);
+    let first = each * thread + thread.min(extra);
+    let end = first + each + usize::from(thread < extra);
+    first.saturating_mul(grain).min(items)..end.saturating_mul(grain).min(items)
 }
 
 /// Name, element type and shape of an input or output.
@@ -226,7 +252,8 @@ impl Program {
     /// What cannot be checked here is the machine code. For every step, batch and range of items, the kernel follows
     /// the [`KernelFn`] ABI and touches no memory but the step's buffers (within their declared lengths), its scratch
     /// and memory of its own; it does not write to constants and inputs; calls for disjoint ranges of items do not
-    /// race; the kernels stay callable for as long as `parts.code` lives; and `parts.consts` gives the same bytes every
+    /// race, nor do those of steps between which there is no barrier, where the items are those of different shares; the
+    /// kernels stay callable for as long as `parts.code` lives; and `parts.consts` gives the same bytes every
     /// time.
     pub unsafe fn new(parts: ProgramParts) -> Result<Self, RuntimeError> {
         parts.inputs.iter().try_for_each(InputSpec::check)?;
@@ -240,6 +267,7 @@ impl Program {
                 fault,
             })?;
         }
+        parts.check_barriers()?;
         let arg_starts = arg_starts(&parts.steps);
         Ok(Self { parts, arg_starts })
     }
@@ -320,6 +348,23 @@ impl ProgramParts {
         Ok(())
     }
 
+    /// Threads that do not wait for each other must have the same shares of both steps.
+    fn check_barriers(&self) -> Result<(), RuntimeError> {
+        for (index, step) in self.steps.iter().enumerate().filter(|(_, step)| !step.barrier) {
+            let fault = match self.steps.get(index + 1) {
+                None => "the last step has no barrier",
+                Some(next) if !step.divides_like(next) => "it has no barrier and the next step divides differently",
+                Some(_) => continue,
+            };
+            return Err(RuntimeError::InvalidStep {
+                step: index,
+                name: step.name.to_string(),
+                fault: fault.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
     fn check_arg(&self, arg: Buffer, const_bytes: usize) -> Result<(), String> {
         match arg {
             Buffer::Arena { offset, len } => check_range("arena", offset, len, self.arena_bytes_per_image),
@@ -378,7 +423,16 @@ mod tests {
         let items = Extent { per_batch: 1, fixed: 0 };
         let (name, source) = (Arc::from("nothing"), Arc::from("/node"));
         ProgramParts {
-            steps: vec![Step { kernel: nothing, args, items, grain: 1, name, source, macs_per_image: 0 }],
+            steps: vec![Step {
+                kernel: nothing,
+                args,
+                items,
+                grain: 1,
+                barrier: true,
+                name,
+                source,
+                macs_per_image: 0,
+            }],
             consts: Arc::new(vec![0u8; 100]),
             arena_bytes_per_image: 64,
             scratch_bytes: 0,
@@ -396,6 +450,41 @@ mod tests {
 
     fn fault(parts: ProgramParts) -> String {
         check(parts).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn shares_cover_all_items_once_at_multiples_of_the_grain() {
+        for items in [0, 1, 2, 15, 16, 17, 197, 1000] {
+            for grain in [1, 2, 16, 64, 5000] {
+                for threads in [1, 2, 3, 4, 7, 16] {
+                    check_shares(items, grain, threads);
+                }
+            }
+        }
+    }
+
+    fn check_shares(items: usize, grain: usize, threads: usize) {
+        let mut next = 0;
+        for thread in 0..threads {
+            let share = share(items, grain, thread, threads);
+            assert!(share.start == next && share.start <= share.end);
+            assert!(share.start == items || share.start.is_multiple_of(grain));
+            next = share.end;
+        }
+        assert_eq!(next, items);
+    }
+
+    #[test]
+    fn shares_differ_by_at_most_one_grain() {
+        let sizes: Vec<usize> = (0..7).map(|thread| share(30, 1, thread, 7).len()).collect();
+        assert_eq!(sizes, [5, 5, 4, 4, 4, 4, 4]);
+    }
+
+    #[test]
+    fn huge_counts_do_not_overflow() {
+        let huge = i64::MAX as usize;
+        assert_eq!(share(huge, huge - 1, 1, 2), huge - 1..huge);
+        assert_eq!(share(1, usize::MAX, 0, 3), 0..1);
     }
 
     #[test]
@@ -438,6 +527,29 @@ mod tests {
         assert_eq!(fault(no_batch), "invalid program: the fixed batch is zero");
         let large = ProgramParts { arena_bytes_per_image: usize::MAX, ..parts(vec![]) };
         assert!(check(large).is_err());
+    }
+
+    #[test]
+    fn steps_without_a_barrier_divide_alike() {
+        let fault = |second: Extent, grain: usize, barrier: bool| {
+            let mut parts = parts(vec![]);
+            let next = Step { items: second, grain, barrier, ..parts.steps[0].clone() };
+            parts.steps[0].barrier = false;
+            parts.steps[0].items = Extent { per_batch: 10, fixed: 0 };
+            parts.steps[0].grain = 4;
+            parts.steps.push(next);
+            check(parts).err().map(|e| e.to_string())
+        };
+        let rows = |per_batch| Extent { per_batch, fixed: 0 };
+        assert_eq!(fault(rows(10), 4, true), None);
+        assert_eq!(fault(rows(30), 12, true), None);
+        assert_eq!(fault(rows(5), 2, true), None);
+        let differs = "step 0 (nothing): it has no barrier and the next step divides differently";
+        assert_eq!(fault(rows(10), 5, true).as_deref(), Some(differs));
+        assert_eq!(fault(rows(30), 4, true).as_deref(), Some(differs));
+        assert_eq!(fault(Extent { per_batch: 10, fixed: 1 }, 4, true).as_deref(), Some(differs));
+        assert_eq!(fault(Extent { per_batch: 0, fixed: 10 }, 4, true).as_deref(), Some(differs));
+        assert_eq!(fault(rows(10), 4, false).as_deref(), Some("step 1 (nothing): the last step has no barrier"));
     }
 
     #[test]

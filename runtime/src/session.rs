@@ -48,8 +48,11 @@ pub struct StepProfile {
     pub name: Arc<str>,
     /// Names of the ONNX nodes that the step came from.
     pub source: Arc<str>,
-    /// Wall time over all runs, the wait for the slowest thread included.
+    /// Time of the calling thread in the kernel, over all runs.
     pub nanos: u64,
+    /// Time that the calling thread then waited for the others, over all runs; `None` when the next step follows without
+    /// a barrier.
+    pub waited: Option<u64>,
     /// Multiply-accumulates over all runs and images.
     pub macs: u64,
 }
@@ -144,10 +147,11 @@ impl Session {
     /// The profile of all steps, in their order; zero if profiling was never on.
     pub fn step_profiles(&self) -> Vec<StepProfile> {
         let steps = self.program.steps().iter().zip(self.pool.laps());
-        let profile = steps.map(|(step, nanos)| StepProfile {
+        let profile = steps.map(|(step, lap)| StepProfile {
             name: Arc::clone(&step.name),
             source: Arc::clone(&step.source),
-            nanos,
+            nanos: lap.work(),
+            waited: step.barrier.then(|| lap.wait()),
             macs: step.macs_per_image.saturating_mul(self.profiled_images),
         });
         profile.collect()

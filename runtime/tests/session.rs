@@ -3,13 +3,14 @@
 mod common;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
-use common::{CHANNELS, IMAGE, ROWS, checked, expected, parts, pixels, program, step, tensor};
+use common::{CHANNELS, IMAGE, ROWS, checked, expected, parts, pixels, program, scale_rows, step, tensor};
 use vitc_runtime::{
-    Elem, Extent, InputSpec, OutputForm, ProgramParts, RuntimeError, Session, SessionOptions, Tensor, TensorView,
+    Elem, Extent, InputSpec, OutputForm, ProgramParts, RuntimeError, Session, SessionOptions, Step, Tensor, TensorView,
     TensorViewMut,
 };
 
@@ -98,6 +99,59 @@ unsafe extern "C" fn note_thread(_: *const *mut u8, begin: i64, end: i64, _: i64
     SEEN.lock().unwrap().get_or_insert_default().insert(std::thread::current().id());
 }
 
+/// How far [`slow_first`] and [`quick_second`] are.
+static FIRST_DONE: AtomicUsize = AtomicUsize::new(0);
+static SECOND_BEGUN: AtomicBool = AtomicBool::new(false);
+/// Whether the second step began before the first had ended.
+static AHEAD: AtomicBool = AtomicBool::new(false);
+/// Milliseconds after which [`slow_first`] no longer waits.
+static PATIENCE: AtomicU64 = AtomicU64::new(0);
+
+/// The second of two items waits until the next step has begun elsewhere, or long enough for it to show.
+unsafe extern "C" fn slow_first(_: *const *mut u8, begin: i64, end: i64, _: i64, _: *mut u8) {
+    let patience = Instant::now() + Duration::from_millis(PATIENCE.load(Ordering::SeqCst));
+    while end == 2 && !SECOND_BEGUN.load(Ordering::SeqCst) && Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    FIRST_DONE.fetch_add((end - begin) as usize, Ordering::SeqCst);
+}
+
+unsafe extern "C" fn quick_second(_: *const *mut u8, _: i64, _: i64, _: i64, _: *mut u8) {
+    SECOND_BEGUN.store(true, Ordering::SeqCst);
+    AHEAD.fetch_or(FIRST_DONE.load(Ordering::SeqCst) < 2, Ordering::SeqCst);
+}
+
+#[test]
+fn threads_meet_where_there_is_a_barrier_and_only_there() {
+    let runs_ahead = |barrier: bool| {
+        PATIENCE.store(if barrier { 100 } else { 30_000 }, Ordering::SeqCst);
+        let mut two = lone_step(slow_first, 2);
+        two.steps.push(Step { kernel: quick_second, ..two.steps[0].clone() });
+        two.steps[0].barrier = barrier;
+        FIRST_DONE.store(0, Ordering::SeqCst);
+        SECOND_BEGUN.store(false, Ordering::SeqCst);
+        AHEAD.store(false, Ordering::SeqCst);
+        Session::new(checked(two), on(2)).unwrap().run(&[], OutputForm::Raw).unwrap();
+        AHEAD.load(Ordering::SeqCst)
+    };
+    assert!(!runs_ahead(true));
+    assert!(runs_ahead(false));
+}
+
+#[test]
+fn steps_without_a_barrier_have_the_same_shares() {
+    for (items, grain) in [(197, 12), (1, 3), (16, 1), (5, 8)] {
+        let rows = Step { grain, ..step(scale_rows, "rows", vec![], items, grain) };
+        let parts = Step { grain: 3 * grain, ..step(scale_rows, "parts", vec![], 3 * items, grain) };
+        for (batch, threads) in [(1, 1), (1, 2), (3, 5), (2, 8)] {
+            for thread in 0..threads {
+                let (rows, parts) = (rows.share(batch, thread, threads), parts.share(batch, thread, threads));
+                assert_eq!((3 * rows.start, 3 * rows.end), (parts.start, parts.end), "{items} rows of {grain}");
+            }
+        }
+    }
+}
+
 /// A program whose one kernel has no arguments.
 fn lone_step(kernel: vitc_runtime::KernelFn, items: usize) -> ProgramParts {
     let mut lone = step(kernel, "lone", vec![], 0, 1);
@@ -165,7 +219,7 @@ mod mxcsr {
 fn the_profile_names_steps_and_counts_work() {
     let mut session = session(2);
     run(&mut session, &pixels(1));
-    assert!(session.step_profiles().iter().all(|step| step.nanos == 0 && step.macs == 0));
+    assert!(session.step_profiles().iter().all(|step| step.nanos == 0 && step.waited == Some(0) && step.macs == 0));
     session.profile(true);
     run(&mut session, &pixels(2));
     run(&mut session, &pixels(1));
@@ -176,6 +230,7 @@ fn the_profile_names_steps_and_counts_work() {
     assert_eq!(names, ["scale_rows", "mix_rows", "reduce_rows"]);
     assert!(profiles.iter().all(|step| step.nanos > 0 && step.macs == 3 * IMAGE as u64));
     assert!(profiles.iter().all(|step| &*step.source == "/blocks.0"));
+    assert!(profiles.iter().all(|step| step.waited > Some(0)), "reading the clock alone takes time");
 }
 
 fn refusal(inputs: &[TensorView<'_>], outputs: &mut [TensorViewMut<'_>]) -> String {

@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod movement;
 mod product;
+mod regions;
 mod rows;
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +32,9 @@ pub(crate) struct Planned {
     pub args: Vec<Buffer>,
     pub items: Extent,
     pub grain: usize,
+    pub barrier: bool,
+    /// Nodes that are more than one step have none.
+    region: Option<regions::Region>,
     pub source: String,
     pub macs_per_image: u64,
 }
@@ -65,12 +69,17 @@ pub(crate) fn compile<M: Backend>(module: &Module, tier: Tier, backend: &mut M) 
     for n in 0..module.nodes.len() {
         planner.node = n;
         let node = &module.nodes[n];
+        let before = planner.steps.len();
         planner.lower(node).map_err(|e| e.into_error(node, n))?;
+        if let [step] = &mut planner.steps[before..] {
+            step.region = regions::of(module, n);
+        }
     }
     for (value, to) in copied {
         planner.copy_output(value, to).map_err(|e| e.into_error(&module.nodes[planner.node], planner.node))?;
     }
-    let Planner { steps, consts, kernels, .. } = planner;
+    let Planner { mut steps, consts, kernels, .. } = planner;
+    regions::join(&mut steps);
     Ok(Plan { steps, consts, inputs, outputs, kernels })
 }
 
@@ -234,7 +243,16 @@ impl<M: Backend> Planner<'_, M> {
         let node = &self.module.nodes[self.node];
         let source = node.loc.as_deref().map_or_else(|| format!("node {}", self.node), str::to_string);
         let Call { args, items, grain, macs, .. } = call;
-        self.steps.push(Planned { kernel, args, items, grain, source, macs_per_image: macs });
+        self.steps.push(Planned {
+            kernel,
+            args,
+            items,
+            grain,
+            barrier: true,
+            region: None,
+            source,
+            macs_per_image: macs,
+        });
         Ok(())
     }
 

@@ -47,3 +47,37 @@ pub(super) fn check(compiled: &Compiled, inputs: &[&[u8]], want: &[Vec<u8>], bat
         }
     }
 }
+
+/// Runs the steps between two barriers one thread after the other, each thread going through all of them before the next
+/// begins: as far apart as threads can be. Returns the outputs, of these lengths.
+pub(super) fn skewed(
+    compiled: &Compiled,
+    inputs: &[&[u8]],
+    outputs: &[usize],
+    batch: usize,
+    order: &[usize],
+) -> Vec<Vec<u8>> {
+    let parts = &compiled.parts;
+    let mut arena = Guarded::new(&vec![0x5a; parts.arena_bytes_per_image * batch]);
+    let mut consts = Guarded::new(&compiled.consts);
+    let mut inputs: Vec<Guarded> = inputs.iter().map(|bytes| Guarded::new(bytes)).collect();
+    let mut outputs: Vec<Guarded> = outputs.iter().map(|&len| Guarded::new(&vec![0x5a; len])).collect();
+    let mut address = |b: &Buffer| match *b {
+        Buffer::Arena { offset, .. } => arena.ptr().wrapping_add(offset * batch),
+        Buffer::Const { offset, .. } => consts.ptr().wrapping_add(offset),
+        Buffer::Input(n) => inputs[n].ptr(),
+        Buffer::Output(n) => outputs[n].ptr(),
+    };
+    for joined in parts.steps.chunk_by(|step, _| !step.barrier) {
+        for &thread in order {
+            for step in joined {
+                let args: Vec<*mut u8> = step.args.iter().map(&mut address).collect();
+                let share = step.share(batch, thread, order.len());
+                if !share.is_empty() {
+                    call(step.kernel, &args, share, batch, parts.scratch_bytes, Edge::After);
+                }
+            }
+        }
+    }
+    outputs.iter_mut().map(Guarded::values).collect()
+}

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     fn step(name: &str, source: &str, nanos: u64, macs: u64) -> StepProfile {
-        StepProfile { name: name.into(), source: source.into(), nanos, macs }
+        StepProfile { name: name.into(), source: source.into(), nanos, waited: None, macs }
     }
 
     #[test]

@@ -622,8 +622,9 @@ impl<'a> Parser<'a> {
         self.expect(':')?;
         let ty = self.ty()?;
         let place = if self.eat_word("at") { Some(self.count()?) } else { None };
+        let region = if self.eat_word("region") { Some(self.count()?) } else { None };
         let loc = if self.eat_word("loc") { Some(self.loc()?) } else { None };
-        Ok(self.add_node(Node { op, operands, result: ValueId(0), loc, place }, ty))
+        Ok(self.add_node(Node { op, operands, result: ValueId(0), loc, place, region }, ty))
     }
 
     fn operands(&mut self) -> Parsed<Vec<ValueId>> {

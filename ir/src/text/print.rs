@@ -135,6 +135,9 @@ impl<'m> Printer<'m> {
         if let Some(place) = node.place {
             line.push_str(&format!(" at {place}"));
         }
+        if let Some(region) = node.region {
+            line.push_str(&format!(" region {region}"));
+        }
         if let Some(loc) = &node.loc {
             line.push_str(&format!(" loc({})", quoted(loc)));
         }

@@ -153,7 +153,9 @@ impl Draw<'_> {
         let loc = (self.below(2) == 1).then(|| self.text().into());
         let ty = self.ty(true);
         m.push_typed(op, &operands, ty, loc);
-        m.nodes.last_mut().unwrap().place = (self.below(3) == 0).then(|| self.below(256) * 64);
+        let (place, region) = ((self.below(3) == 0).then(|| self.below(256) * 64), self.below(3));
+        let node = m.nodes.last_mut().unwrap();
+        (node.place, node.region) = (place, (region > 0).then_some(region));
     }
 
     fn module(&mut self, stage: Stage, infos: &[OpInfo]) -> Module {

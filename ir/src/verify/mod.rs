@@ -7,7 +7,8 @@
 //!   `quant-scale`, `quant-axis`, `quant-zero-point`, `const-data`, `limit-rank`, `limit-elements`
 //! * `lanes`: `lane-form`, `lane-missing`, `lane-inputs`, `lane-input`, `lane-output`
 //! * `stage`: `stage-op`, `float-inside`
-//! * `plan`: `place-early`, `no-place`, `place-range`, `place-overlap`, `limit-arena`
+//! * `plan`: `place-early`, `no-place`, `place-range`, `place-overlap`, `limit-arena`, `region-early`,
+//!   `region`
 
 pub mod limits;
 

@@ -1,14 +1,15 @@
 //! The plan: every materialised value has a place in the arena, and places in use at the same time do not overlap.
 //!
 //! Sizes are bytes per image; a value without the batch is counted as if every image had its own. A value is in use
-//! from its node to the last node that reads it, itself or through views; an output is in use to the end. The result of
-//! a node must not overlap its operands.
+//! from its node to the last node that reads it, itself or through views, and what a region uses to the region's end; an
+//! output is in use to the end. The result of a node must not overlap its operands.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{Checker, limits};
 use crate::graph::{Node, Stage, ValueId};
 use crate::op::{Class, Op};
+use crate::region::{self, Rules};
 
 impl Checker<'_> {
     /// Checks the places; before stage `plan` there are none.
@@ -25,7 +26,9 @@ impl Checker<'_> {
             let materialised = matches!(node.op.class(), Class::Int | Class::Fused) && !outputs.contains(&node.result);
             self.place(i, materialised);
         }
-        self.overlaps();
+        let views = self.views();
+        self.regions(&views);
+        self.overlaps(&views);
     }
 
     fn no_plan_yet(&mut self) {
@@ -33,8 +36,13 @@ impl Checker<'_> {
         if m.arena != 0 {
             self.report("place-early", "the module".into(), format!("an arena in stage `{}`", m.stage.word()));
         }
-        for i in (0..m.nodes.len()).filter(|&i| m.nodes[i].place.is_some()) {
-            self.at_node(i, "place-early", format!("a place in stage `{}`", m.stage.word()));
+        for (i, node) in m.nodes.iter().enumerate() {
+            if node.place.is_some() {
+                self.at_node(i, "place-early", format!("a place in stage `{}`", m.stage.word()));
+            }
+            if node.region.is_some() {
+                self.at_node(i, "region-early", format!("a region in stage `{}`", m.stage.word()));
+            }
         }
     }
 
@@ -54,10 +62,36 @@ impl Checker<'_> {
         }
     }
 
-    fn overlaps(&mut self) {
+    /// Checks that a region is one run of steps (views may lie between) that keep to their own rows.
+    fn regions(&mut self, views: &[bool]) {
         let m = self.m;
-        let views = self.views();
-        let last_use = self.last_use(&views);
+        let rules = Rules::new(m, views);
+        let mut seen = HashSet::new();
+        let mut open: Option<(usize, usize)> = None;
+        for (i, node) in m.nodes.iter().enumerate().filter(|(i, n)| !views[*i] || n.region.is_some()) {
+            let Some(region) = node.region else {
+                open = None;
+                continue;
+            };
+            let first = open.filter(|(number, _)| *number == region).map_or(i, |(_, first)| first);
+            open = Some((region, first));
+            if first == i && !seen.insert(region) {
+                self.at_node(i, "region", format!("region {region} has ended before"));
+            }
+            let fault = match rules.rows(first) {
+                None => Err("does not compute rows one by one".to_string()),
+                Some(rows) => rules.admits(i, rows, |step| (first..i).contains(&step)),
+            };
+            if let Err(fault) = fault {
+                self.at_node(i, "region", format!("{fault}, in region {region}"));
+            }
+        }
+    }
+
+    fn overlaps(&mut self, views: &[bool]) {
+        let m = self.m;
+        let ends = region::ends(m);
+        let last_use = self.last_use(views, &ends);
         let mut live = Live::default();
         for (i, node) in m.nodes.iter().enumerate().filter(|(i, _)| !views[*i]) {
             live.expire(i);
@@ -68,7 +102,7 @@ impl Checker<'_> {
                     let message = format!("{place}..{end} overlaps the place of %{other}, which is still in use");
                     self.at_node(i, "place-overlap", message);
                 }
-                None => live.insert(place, end, i, last_use[node.result.0 as usize].max(i)),
+                None => live.insert(place, end, i, last_use[node.result.0 as usize].max(ends[i])),
             }
         }
     }
@@ -89,13 +123,13 @@ impl Checker<'_> {
     }
 
     /// For each value, the last node that reads its bytes; beyond all nodes for outputs.
-    fn last_use(&self, views: &[bool]) -> Vec<usize> {
+    fn last_use(&self, views: &[bool], ends: &[usize]) -> Vec<usize> {
         let m = self.m;
         let mut last = vec![0; m.values.len()];
         let index = |v: ValueId| v.0 as usize;
         m.outputs.iter().for_each(|o| last[index(o.value)] = m.nodes.len());
         for (i, node) in m.nodes.iter().enumerate().rev() {
-            let until = if views[i] { last[index(node.result)].max(i) } else { i };
+            let until = if views[i] { last[index(node.result)].max(i) } else { ends[i] };
             for &operand in &node.operands {
                 last[index(operand)] = last[index(operand)].max(until);
             }

@@ -240,6 +240,44 @@ fn places() {
     assert_eq!(codes(&module(&fits)), [""; 0]);
 }
 
+#[test]
+fn regions() {
+    let rows_kept =
+        PLAN.replace("i8> at 0", "i8> at 0 region 1").replace("Nx3x8xi8> at 32", "Nx3x8xi8> at 32 region 1");
+    let early: &[&str] =
+        &["place-early", "place-early", "region-early", "place-early", "region-early", "place-early", "place-early"];
+    check(
+        &rows_kept,
+        &[
+            ("at 32 region 1", "at 32 region 2", &[]),
+            ("at 32 region 1", "at 32", &[]),
+            ("stage plan", "stage fuse", early),
+            // Of other rows; no step; not in one piece.
+            ("q(0x1p-8, 0)> at 64", "q(0x1p-8, 0)> at 64 region 1", &["region"]),
+            ("tensor<Nx24xi8> at 32", "tensor<Nx24xi8> at 32 region 1", &["region"]),
+            (
+                "%2 = fused.map %1",
+                "%8 = int.clamp %1 {lo = 0, hi = 1} : tensor<Nx3x8xi8> at 88\n    %2 = fused.map %1",
+                &["region"],
+            ),
+            // A thread may be at %2 while another is at %1.
+            ("Nx3x8xi8> at 32 region", "Nx3x8xi8> at 23 region", &["place-overlap"]),
+        ],
+    );
+    // The map reads its rows in another order, and all of one row, and a row of its own.
+    let mixed = |by: &str, operand: &str| {
+        let text =
+            rows_kept.replace("%2 = fused.map %1, @m, %rows, @one", &format!("{by}    %2 = fused.map {operand}"));
+        codes(&module(&text))
+    };
+    let transposed = "%8 = transpose %1 {perm = [0, 2, 1]} : tensor<Nx8x3xi8>\n    %9 = reshape %8 {shape = [N, 3, 8]} : tensor<Nx3x8xi8>\n";
+    assert_eq!(mixed(transposed, "%9, @m, %rows, @one"), ["region"]);
+    let sums = "%8 = int.reduce_sum %1 {axis = 2, keep = true} : tensor<Nx3x1xi32> at 96 region 1\n";
+    assert_eq!(mixed(sums, "%1, @m, %8, @one"), [""; 0]);
+    let flat = "%8 = reshape %1 {shape = [N, 3, 8]} : tensor<Nx3x8xi8> at 0\n";
+    assert_eq!(mixed(flat, "%8, @m, %rows, @one"), [""; 0]);
+}
+
 /// A change of a sound module and the violations it gives.
 fn broken(base: &str, change: impl FnOnce(&mut Module)) -> Vec<&'static str> {
     let mut m = module(base);

@@ -1,7 +1,9 @@
 //! Places in the arena: first fit over the interference graph of the values' lifetimes.
+//!
+//! What a region uses lives to the region's end: a thread that is ahead must not write over what another still reads.
 
 use petgraph::graph::{NodeIndex, UnGraph};
-use vitc_ir::{Module, Op, ValueId};
+use vitc_ir::{Module, Op, ValueId, region};
 
 use super::ALIGN;
 
@@ -17,7 +19,7 @@ struct Buffer {
 
 /// What becomes of a node's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Storage {
+pub(super) enum Storage {
     /// A buffer of its own.
     Own,
     /// The same bytes as its operand: a reshape of something contiguous.
@@ -27,10 +29,9 @@ enum Storage {
 }
 
 /// Gives every materialised value a place and the module its arena size.
-pub(super) fn place(mut module: Module, views: &[bool]) -> Result<Module, String> {
-    let storage = storage(&module, views);
-    let roots = roots(&module, &storage);
-    let buffers = buffers(&module, &storage, &roots)?;
+pub(super) fn place(mut module: Module, storage: &[Storage]) -> Result<Module, String> {
+    let roots = roots(&module, storage);
+    let buffers = buffers(&module, storage, &roots)?;
     let places = first_fit(&interference(&buffers), &buffers);
     let place_of = |v: ValueId| buffers.iter().position(|b| b.owner == v).map(|i| places[i]);
     for n in 0..module.nodes.len() {
@@ -41,7 +42,8 @@ pub(super) fn place(mut module: Module, views: &[bool]) -> Result<Module, String
     Ok(module)
 }
 
-fn storage(module: &Module, views: &[bool]) -> Vec<Storage> {
+/// What becomes of each node's result; `views` are the nodes that only move and that all users address through.
+pub(super) fn storage(module: &Module, views: &[bool]) -> Vec<Storage> {
     let mut contiguous = vec![true; module.values.len()];
     let mut storage = Vec::with_capacity(module.nodes.len());
     for (n, node) in module.nodes.iter().enumerate() {
@@ -72,17 +74,18 @@ fn roots(module: &Module, storage: &[Storage]) -> Vec<ValueId> {
 fn buffers(module: &Module, storage: &[Storage], roots: &[ValueId]) -> Result<Vec<Buffer>, String> {
     let mut buffers: Vec<Buffer> = Vec::new();
     let mut index = vec![None; module.values.len()];
+    let ends = region::ends(module);
     for (n, node) in module.nodes.iter().enumerate() {
         for v in &node.operands {
             if let Some(b) = index[roots[v.0 as usize].0 as usize] {
                 let buffer: &mut Buffer = &mut buffers[b];
-                buffer.to = buffer.to.max(n);
+                buffer.to = buffer.to.max(ends[n]);
             }
         }
         if storage[n] == Storage::Own {
             let bytes = module.ty(node.result).bytes().ok_or("a value is too large")?.size;
             index[node.result.0 as usize] = Some(buffers.len());
-            buffers.push(Buffer { bytes: bytes.next_multiple_of(ALIGN), from: n, to: n, owner: node.result });
+            buffers.push(Buffer { bytes: bytes.next_multiple_of(ALIGN), from: n, to: ends[n], owner: node.result });
         }
     }
     for output in &module.outputs {

@@ -1,12 +1,16 @@
-//! Room 6: packed weights, views, and a place in the arena for every value that is materialised.
+//! Room 6: packed weights, views, regions, and a place in the arena for every value that is materialised.
 //!
 //! The plan is made per image: at batch N every place and size is multiplied by N, so one plan serves every batch and what
 //! does not overlap for one image does not overlap for N.
 
 mod arena;
+mod regions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 
+use arena::Storage;
 use bytes::Bytes;
 use vitc_ir::layout::Layout;
 use vitc_ir::{Class, Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
@@ -27,8 +31,11 @@ pub const ALIGN: usize = 64;
 /// The module of stage `plan`.
 pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> {
     let packed = pack(module, target);
-    let views = views(&packed, target);
-    arena::place(packed, &views).map_err(|e| Diagnostic::new("plan", e).into())
+    let storage = arena::storage(&packed, &views(&packed, target));
+    let not_steps: Vec<bool> = storage.iter().map(|s| *s != Storage::Own).collect();
+    let arranged = regions::arrange(packed, &not_steps);
+    let storage = arena::storage(&arranged, &views(&arranged, target));
+    arena::place(arranged, &storage).map_err(|e| Diagnostic::new("plan", e).into())
 }
 
 /// Which movement nodes need no copy: those whose every user can address through them. Products and attention can, since they

@@ -58,7 +58,8 @@ pub unsafe extern "C" fn reduce_rows(args: *const *mut u8, begin: i64, end: i64,
 
 pub fn step(kernel: vitc_runtime::KernelFn, name: &str, args: Vec<Buffer>, per_batch: usize, grain: usize) -> Step {
     let items = Extent { per_batch, fixed: 0 };
-    Step { kernel, args, items, grain, name: name.into(), source: "/blocks.0".into(), macs_per_image: IMAGE as u64 }
+    let (name, source, macs_per_image) = (name.into(), "/blocks.0".into(), IMAGE as u64);
+    Step { kernel, args, items, grain, barrier: true, name, source, macs_per_image }
 }
 
 pub fn tensor(name: &str, elem: Elem, dims: &[usize]) -> TensorSpec {
