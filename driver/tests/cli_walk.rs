@@ -200,11 +200,19 @@ fn bench_reports_latency_and_the_share_of_each_kernel() {
     assert!(number(&report, "min_ms") <= number(&report, "median_ms"));
     assert!(number(&report, "median_ms") <= number(&report, "p90_ms"));
     assert!(number(&report, "macs") > 1e6 && number(&report, "gmacs_per_s") > 0.0);
-    for by in ["kernel", "node"] {
-        let rows = json(&["bench", &artifact, "--runs", "3", "--profile", "--by", by]);
-        let rows = rows.as_array().unwrap();
+    for (by, key) in [("kernel", "kernels"), ("node", "nodes")] {
+        let profile = json(&["bench", &artifact, "--runs", "3", "--profile", "--by", by]);
+        let rows = profile[key].as_array().unwrap();
         let total: f64 = rows.iter().map(|r| number(r, "share")).sum();
         assert!((total - 100.0).abs() < 1e-6 && rows.iter().all(|r| r[by].is_string()), "{rows:?}");
+        let regions = profile["regions"].as_array().unwrap();
+        let steps: f64 = regions.iter().map(|r| number(r, "steps")).sum();
+        let calls: f64 = rows.iter().map(|r| number(r, "calls")).sum();
+        assert!(
+            steps == calls && regions.len() < rows.iter().map(|r| number(r, "calls") as usize).sum(),
+            "{regions:?}"
+        );
+        assert!(regions.iter().all(|r| number(r, "waited_ms") > 0.0), "{regions:?}");
     }
 }
 

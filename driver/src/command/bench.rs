@@ -1,19 +1,19 @@
 //! `vitc bench`: latency, the share of each kernel, and a worker for side-by-side measurements.
 
-use std::collections::BTreeMap;
+mod profile;
+
 use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
 use serde_json::json;
-use vitc_runtime::StepProfile;
 
+use self::profile::{By, Profile};
 use super::source::{self, CompileFlags};
 use super::{Global, say};
 use crate::accuracy::{median_ms, quantile_ms};
-use crate::io::table::{Cell, Record, Table};
+use crate::io::table::{Cell, Record};
 use crate::model::{Feed, Model};
 
 /// Arguments of `vitc bench`.
@@ -21,7 +21,7 @@ use crate::model::{Feed, Model};
 #[command(after_help = "Examples:
   vitc bench deit.vitc --threads 1
   vitc bench deit.onnx --batch 8 --json              compiled first, calibrated on noise unless --calibrate is given
-  vitc bench deit.vitc --profile                     time and share of each kernel
+  vitc bench deit.vitc --profile                     what each kernel takes and reaches, and where threads wait
   vitc bench deit.vitc --profile --by node           the same for each node of the ONNX graph
 
 The input is seeded noise; `macs` are the multiply-accumulates of one image. With --worker it prints `READY {json}` and
@@ -38,7 +38,7 @@ pub struct Args {
     /// Runs before the timed ones.
     #[arg(long, value_name = "W", default_value_t = 5)]
     warmup: usize,
-    /// Print the time of each kernel.
+    /// Print the time of each kernel, the percentage of the peak that it reaches, and the waits of the calling thread.
     #[arg(long)]
     profile: bool,
     /// What the profile is summed by.
@@ -49,15 +49,6 @@ pub struct Args {
     worker: bool,
     #[command(flatten)]
     flags: CompileFlags,
-}
-
-/// What the profile is summed by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum By {
-    /// The kernel's name.
-    Kernel,
-    /// The nodes of the ONNX graph.
-    Node,
 }
 
 /// Runs the verb.
@@ -75,8 +66,9 @@ pub fn run(mut args: Args, global: Global) -> Result<u8> {
     model.profile(args.profile);
     let times = repeat(&mut model, &mut feed, args.runs)?;
     if args.profile {
-        let table = profile(&model.step_profiles(), args.by, args.runs);
-        say(&table.render(global.json))?;
+        let peak = profile::peak(model.tier(), model.threads())?;
+        let profile = Profile { steps: model.step_profiles(), runs: args.runs, peak };
+        say(&profile.render(args.by, global.json))?;
         return Ok(0);
     }
     say(&report(&args, &model, &times).render(global.json))?;
@@ -111,42 +103,6 @@ fn report(args: &Args, model: &Model, times: &[Duration]) -> Record {
         .field("batch", args.batch)
         .field("runs", times.len());
     record
-}
-
-/// A kernel's name without the number that tells kernels of equal shape and different constants apart.
-fn family(kernel: &str) -> &str {
-    match kernel.rsplit_once('.') {
-        Some((family, number)) if number.bytes().all(|b| b.is_ascii_digit()) => family,
-        _ => kernel,
-    }
-}
-
-/// Time of the kernels, largest first.
-fn profile(steps: &[StepProfile], by: By, runs: usize) -> Table {
-    let mut sums: BTreeMap<&str, (usize, u64, u64)> = BTreeMap::new();
-    for step in steps {
-        let key = match by {
-            By::Kernel => family(&step.name),
-            By::Node => &step.source,
-        };
-        let sum = sums.entry(key).or_default();
-        *sum = (sum.0 + 1, sum.1 + step.nanos, sum.2 + step.macs);
-    }
-    let total: u64 = sums.values().map(|s| s.1).sum();
-    let mut sums: Vec<_> = sums.into_iter().collect();
-    sums.sort_by_key(|(_, (_, nanos, _))| std::cmp::Reverse(*nanos));
-    let title = match by {
-        By::Kernel => "kernel",
-        By::Node => "node",
-    };
-    let mut table = Table::new(&[title, "calls", "ms", "share", "gmacs_per_s"]);
-    for (name, (calls, nanos, macs)) in sums {
-        let rate = if macs == 0 { Cell::none() } else { Cell::number(macs as f64 / nanos.max(1) as f64, 1) };
-        let ms = nanos as f64 / 1e6 / runs as f64;
-        let share = 100.0 * nanos as f64 / total.max(1) as f64;
-        table.row([name.into(), calls.into(), Cell::number(ms, 4), Cell::number(share, 1), rate]);
-    }
-    table
 }
 
 /// The worker's side of bench_peers.py's protocol.
@@ -199,25 +155,6 @@ fn status_mb(key: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn step(name: &str, source: &str, nanos: u64, macs: u64) -> StepProfile {
-        StepProfile { name: name.into(), source: source.into(), nanos, waited: None, macs }
-    }
-
-    #[test]
-    fn the_profile_is_summed_and_sorted() {
-        let steps = [
-            step("copy", "/a", 1_000_000, 0),
-            step("gemm", "/b", 2_000_000, 80_000_000),
-            step("gemm.1", "/c", 1_000_000, 0),
-        ];
-        let by_kernel = profile(&steps, By::Kernel, 2).to_json();
-        assert_eq!(by_kernel[0]["kernel"], "gemm");
-        assert_eq!((by_kernel[0]["calls"].as_u64(), by_kernel[0]["ms"].as_f64()), (Some(2), Some(1.5)));
-        assert_eq!((by_kernel[0]["share"].as_f64(), by_kernel[1]["share"].as_f64()), (Some(75.0), Some(25.0)));
-        assert!(by_kernel[1]["gmacs_per_s"].is_null());
-        assert_eq!(profile(&steps, By::Node, 1).to_json()[0]["gmacs_per_s"], 40.0);
-    }
 
     #[test]
     fn processor_time_grows() {
