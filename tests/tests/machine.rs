@@ -109,7 +109,7 @@ fn threads_carry_their_rows_through_regions() {
     let softmax = ["int.exp", "fused.attention"];
     let blocks = compiled.module.nodes.iter().filter(|n| softmax.contains(&n.op.name())).count();
     assert!(blocks > 0);
-    // Two a block, for tokens and for queries; the rest is for the patches and the classes.
+    // Two a block, after the tokens and after the attention; the rest is for the patches and the classes.
     assert!(barriers(program.steps()) <= 2 * blocks + 8, "{} barriers", barriers(program.steps()));
     equals_the_evaluator(sample, compiled, 1);
 }

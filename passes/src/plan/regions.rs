@@ -1,8 +1,8 @@
 //! Regions: brings steps that share their rows next to each other and numbers the runs.
 //!
 //! Greedy over the steps that are ready: as long as one of them may follow the region at hand without waiting, the first
-//! such one does; otherwise the first of all begins the next region. So the three projections of an attention come to
-//! stand before its scores, and a block has two regions: what happens to tokens, and what happens to queries.
+//! such one does; otherwise the first of all begins the next region. So all that a transformer does between two attentions
+//! is one region.
 
 use std::collections::BTreeSet;
 
@@ -27,12 +27,27 @@ pub(super) fn arrange(module: Module, views: &[bool]) -> Module {
     reordered(module, &order, &numbers)
 }
 
+/// The module with its nodes in this order, and the values of nodes after all others in the same order.
 fn reordered(mut module: Module, order: &[usize], numbers: &[Option<usize>]) -> Module {
-    let node = |&n: &usize| Node { region: numbers[n], ..module.nodes[n].clone() };
+    let given = |v: &usize| !matches!(module.values[*v].def, Def::Node(_));
+    let results = order.iter().map(|&n| module.nodes[n].result.0 as usize);
+    let old: Vec<usize> = (0..module.values.len()).filter(given).chain(results).collect();
+    let mut new = vec![ValueId(0); old.len()];
+    old.iter().enumerate().for_each(|(i, &v)| new[v] = ValueId(i as u32));
+    let renamed = |v: ValueId| new[v.0 as usize];
+
+    let node = |&n: &usize| {
+        let Node { op, operands, result, loc, place, .. } = module.nodes[n].clone();
+        let operands = operands.into_iter().map(renamed).collect();
+        Node { op, operands, result: renamed(result), loc, place, region: numbers[n] }
+    };
     module.nodes = order.iter().map(node).collect();
+    module.values = old.iter().map(|&v| module.values[v].clone()).collect();
     for (n, node) in module.nodes.iter().enumerate() {
         module.values[node.result.0 as usize].def = Def::Node(n);
     }
+    module.inputs.iter_mut().for_each(|input| input.value = renamed(input.value));
+    module.outputs.iter_mut().for_each(|output| output.value = renamed(output.value));
     module
 }
 

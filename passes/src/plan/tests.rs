@@ -36,7 +36,8 @@ fn plan(source: &str) -> Module {
     let module = text::parse(source, Default::default()).unwrap();
     verify::verify(&module).unwrap();
     let layout = |_: usize, _: usize| Layout::Dot4 { columns: 8 };
-    let planned = run(&module, &Target { weight_layout: &layout, is_view: &|_, _| true, is_row_view: &|_, _| false }).unwrap();
+    let planned =
+        run(&module, &Target { weight_layout: &layout, is_view: &|_, _| true, is_row_view: &|_, _| false }).unwrap();
     verify::verify(&planned).unwrap();
     planned
 }
