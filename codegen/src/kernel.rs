@@ -19,6 +19,8 @@ use crate::map::{AxisSum, Copy, Map};
 use crate::rows::Rows;
 use crate::wide::asm::{Assembled, Fault};
 use crate::wide::gemm::WideGemm;
+use crate::wide::map::WideMap;
+use crate::wide::norm::WideNorm;
 
 /// What a kernel computes, with every number that its code depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,8 +30,10 @@ pub(crate) enum Spec {
     WideGemm(WideGemm),
     Conv(Conv),
     Map(Map),
+    WideMap(WideMap),
     Copy(Copy),
     Rows(Rows),
+    WideNorm(WideNorm),
     AxisSum(AxisSum),
 }
 
@@ -41,8 +45,10 @@ impl Spec {
             Spec::WideGemm(s) => s.emit(e),
             Spec::Conv(s) => s.emit(e),
             Spec::Map(s) => s.emit(e),
+            Spec::WideMap(s) => s.emit(e),
             Spec::Copy(s) => s.emit(e),
             Spec::Rows(s) => s.emit(e),
+            Spec::WideNorm(s) => s.emit(e),
             Spec::AxisSum(s) => s.emit(e),
         }
     }
@@ -61,6 +67,8 @@ impl Spec {
     fn leaves(&self) -> Assembled<Vec<Vec<u8>>> {
         match self {
             Spec::WideGemm(s) => s.leaves(),
+            Spec::WideMap(s) => Ok(vec![s.assemble()?]),
+            Spec::WideNorm(s) => Ok(vec![s.assemble()?]),
             _ => Ok(Vec::new()),
         }
     }

@@ -55,7 +55,8 @@ impl Map {
         }
     }
 
-    fn columns(&self, e: &mut Emit<'_>, from: Value, to: Value, inputs: &[Value], out: Value) {
+    /// Columns `from..to` of a row.
+    pub(crate) fn columns(&self, e: &mut Emit<'_>, from: Value, to: Value, inputs: &[Value], out: Value) {
         let (rest, _) = e.while_room(from, to, GROUP as i64, GROUP as i64, &[], |e, i, _| {
             self.group(e, i, GROUP, inputs, out);
             Vec::new()

@@ -10,6 +10,7 @@ use crate::kernel::Spec;
 use crate::map::Map;
 use crate::operand::Columns;
 use crate::view::{Factor, Nest, View};
+use crate::wide::map::WideMap;
 
 impl<M: Backend> Planner<'_, M> {
     pub(super) fn elementwise(&mut self, node: &Node) -> Lowered {
@@ -51,7 +52,8 @@ impl<M: Backend> Planner<'_, M> {
         let items = if columns.is_none() { nest.sizes[0] } else { product_of(&sizes)? };
         let name = format!("map{}{}", lane_word(program), columns.map_or(String::new(), |n| format!("__n{n}")));
         let grain = map.grain();
-        self.step(Call { spec: Spec::Map(map), name, args, items: extent(items), grain, macs: 0 })
+        let spec = self.widest(WideMap::of(&map).map(Spec::WideMap), Spec::Map(map))?;
+        self.step(Call { spec, name, args, items: extent(items), grain, macs: 0 })
     }
 
     /// The lane program of an elementwise node, and the dimension of its channels.

@@ -237,6 +237,14 @@ impl<M: Backend> Planner<'_, M> {
         self.module.const_of(v)
     }
 
+    /// The kernel of the wide tiers where there is one and its code fits the registers, otherwise the other one.
+    fn widest(&mut self, wide: Option<Spec>, other: Spec) -> Lowered<Spec> {
+        match wide.filter(|_| self.tier.is_wide()) {
+            Some(spec) if self.kernels.fits(&spec)? => Ok(spec),
+            _ => Ok(other),
+        }
+    }
+
     fn step(&mut self, call: Call) -> Lowered {
         let name = format!("{}__{}", call.name, self.tier.word());
         let kernel = self.kernels.get(self.backend, call.spec, &name)?;

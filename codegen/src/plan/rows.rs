@@ -9,6 +9,7 @@ use crate::map::AxisSum;
 use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work, exp_table};
 use crate::view::{Lin, View};
+use crate::wide::norm::WideNorm;
 
 impl<M: Backend> Planner<'_, M> {
     pub(super) fn over_rows(&mut self, node: &Node) -> Lowered {
@@ -45,7 +46,8 @@ impl<M: Backend> Planner<'_, M> {
         args.push(self.buffer(node.result)?);
         let items = extent(product_of(&sizes)?);
         let name = format!("{}_{}__c{c}", node.op.name().trim_start_matches("int."), x.elem.name());
-        let spec = Spec::Rows(Rows { sizes, c, operands, work });
+        let rows = Rows { sizes, c, operands, work };
+        let spec = self.widest(WideNorm::of(&rows).map(Spec::WideNorm), Spec::Rows(rows))?;
         self.step(Call { spec, name, args, items, grain: 1, macs: 0 })
     }
 

@@ -111,3 +111,107 @@ fn products_with_constant_weights_run_on_tiles() {
     assert_eq!(leaf.matches("tdpbusd").count(), 2 * 4 * 6, "a block without outputs and one with");
     assert!(!leaf.contains("tilezero"), "the sums start with corrections");
 }
+
+/// Rows that end at every place of a vector, more than a group of them, and every way to saturate.
+#[test]
+fn norms_of_every_width_and_result() {
+    let ranges = [full(Elem::I16), (-3, 3), (9, 9), (-32768, -32768), (32700, 32767)];
+    for (i, c) in (1..=70).chain([96, 127, 128, 129, 192, 197, 384, 768]).enumerate() {
+        let mut m = module();
+        let mut r = Random(c as u64);
+        let x = input(&mut m, Elem::I16, batched(&[11, c]));
+        let gamma = random_constant(&mut m, &mut r, Elem::I32, &[c], -2000, 2000);
+        let beta = random_constant(&mut m, &mut r, Elem::I32, &[c], -500_000, 500_000);
+        let op = Op::IntLayerNorm {
+            epsilon: [17, 1 << 40][i % 2],
+            guard: (c as f64).sqrt().log2().ceil() as u32 + 1,
+            norm_bits: 9,
+            recip_bits: 12,
+            shift: [12, 4, 1][i / 2 % 3],
+            zero_point: [0, 121, 5][i / 3 % 3],
+            to: [Elem::U8, Elem::I8, Elem::I16][i % 3],
+        };
+        let y = node(&mut m, op, &[x, gamma, beta]);
+        check(&mut m, y, 1, &[ranges[i % 5]]);
+    }
+}
+
+/// Maps over straight runs and over rows, with every way to read an input.
+#[test]
+fn maps_of_every_width_and_access() {
+    for (i, c) in [1usize, 2, 15, 16, 17, 31, 33, 63, 64, 65, 100, 128, 200].into_iter().enumerate() {
+        let to = [Elem::U8, Elem::I8, Elem::I16, Elem::I32][i % 4];
+        let from = [Elem::I16, Elem::I8, Elem::U8, Elem::I32][i / 2 % 4];
+        let mut r = Random(c as u64);
+        // All elements in one run.
+        let mut m = module();
+        let (x, y) = (input(&mut m, from, batched(&[3, c])), input(&mut m, Elem::I16, batched(&[3, c])));
+        let insts = vec![Inst::Load(0), Inst::RoundShr(0, 2), Inst::Load(1), Inst::Add(1, 2)];
+        let l = lane(&mut m, &[(from, Access::Element), (Elem::I16, Access::Element)], insts, to);
+        let v = node(&mut m, Op::FusedMap { shape: batched(&[3, c]), lane: l, to }, &[x, y]);
+        let half = |elem| if elem == Elem::I32 { (-(1 << 30), (1 << 30) - 1) } else { full(elem) };
+        check(&mut m, v, 1, &[half(from)]);
+        // Channels, rows, one value and a table.
+        let mut m = module();
+        let x = input(&mut m, from, batched(&[3, c]));
+        let rows = input(&mut m, Elem::I32, batched(&[3, 1]));
+        let scale = random_constant(&mut m, &mut r, Elem::I32, &[c], 1 << 20, 1 << 28);
+        let one = constant(&mut m, Elem::I32, &[1], &[-77]);
+        let table = random_constant(&mut m, &mut r, Elem::I8, &[256], -128, 127);
+        let inputs = [
+            (from, Access::Element),
+            (Elem::I32, Access::Channel),
+            (Elem::I32, Access::Row),
+            (Elem::I32, Access::Scalar),
+            (Elem::I8, Access::Table),
+        ];
+        let insts = vec![
+            Inst::Load(0),
+            Inst::Load(1),
+            Inst::MulWide(0, 1),
+            Inst::RoundShr(2, 34),
+            Inst::Clamp(3, 0, 255),
+            Inst::Truncate(4),
+            Inst::Table { input: 4, index: 5, bias: 0 },
+            Inst::Load(2),
+            Inst::Load(3),
+            Inst::Add(7, 8),
+            Inst::Shr(9, 22),
+            Inst::Add(6, 10),
+        ];
+        let l = lane(&mut m, &inputs, insts, to);
+        let operands = [x, scale, rows, one, table];
+        let v = node(&mut m, Op::FusedMap { shape: batched(&[3, c]), lane: l, to }, &operands);
+        check(&mut m, v, 1, &[half(from), (-(1 << 30), 1 << 30)]);
+    }
+}
+
+#[test]
+fn rows_run_in_leaves() {
+    for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
+        let mut m = module();
+        let x = input(&mut m, Elem::I16, batched(&[5, 192]));
+        let gamma = constant(&mut m, Elem::I32, &[192], &[7; 192]);
+        let op = Op::IntLayerNorm {
+            epsilon: 9,
+            guard: 5,
+            norm_bits: 9,
+            recip_bits: 12,
+            shift: 8,
+            zero_point: 3,
+            to: Elem::U8,
+        };
+        let y = node(&mut m, op, &[x, gamma, gamma]);
+        let l = lane(&mut m, &[(Elem::U8, Access::Element)], vec![Inst::Load(0), Inst::Shr(0, 1)], Elem::U8);
+        let y = node(&mut m, Op::FusedMap { shape: batched(&[5, 192]), lane: l, to: Elem::U8 }, &[y]);
+        m.output("y", y);
+        let compiled = compile(&m, &Options { tier }).unwrap();
+        let leaf = |kernel: &str| {
+            let leaf = compiled.kernels.iter().find(|k| k.name.starts_with(kernel) && k.name.contains(".leaf"));
+            let leaf = leaf.unwrap_or_else(|| panic!("{kernel} has no leaf"));
+            crate::disassemble(&leaf.code[..leaf.instructions])
+        };
+        assert!(leaf("layernorm").contains("vpdpwssd zmm"));
+        assert!(leaf("map").contains("vpsrad zmm"));
+    }
+}

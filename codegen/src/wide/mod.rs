@@ -7,4 +7,6 @@
 pub(crate) mod asm;
 pub(crate) mod gemm;
 pub(crate) mod lane;
+pub(crate) mod map;
+pub(crate) mod norm;
 mod tiles;
