@@ -339,11 +339,12 @@ impl WideNorm {
             asm.c.vpaddd(v, v, z(ZERO_POINT))?;
         }
         let masked = |m: AsmMemoryOperand| if part { m.k2() } else { m };
-        Ok(match elem {
+        match elem {
             Elem::U8 => asm.c.vpmovusdb(masked(xmmword_ptr(to)), v)?,
             Elem::I8 => asm.c.vpmovsdb(masked(xmmword_ptr(to)), v)?,
             _ => asm.c.vpmovsdw(masked(ymmword_ptr(to)), v)?,
-        })
+        }
+        Ok(())
     }
 }
 
