@@ -18,6 +18,7 @@ use crate::gemm::Gemm;
 use crate::map::{AxisSum, Copy, Map};
 use crate::rows::Rows;
 use crate::wide::asm::{Assembled, Fault};
+use crate::wide::attention::WideAttention;
 use crate::wide::gemm::WideGemm;
 use crate::wide::map::WideMap;
 use crate::wide::norm::WideNorm;
@@ -26,6 +27,7 @@ use crate::wide::norm::WideNorm;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Spec {
     Attention(Box<Attention>),
+    WideAttention(Box<WideAttention>),
     Gemm(Gemm),
     WideGemm(WideGemm),
     Conv(Conv),
@@ -41,6 +43,7 @@ impl Spec {
     fn emit(&self, e: &mut Emit<'_>) {
         match self {
             Spec::Attention(s) => s.emit(e),
+            Spec::WideAttention(s) => s.emit(e),
             Spec::Gemm(s) => s.emit(e),
             Spec::WideGemm(s) => s.emit(e),
             Spec::Conv(s) => s.emit(e),
@@ -57,6 +60,7 @@ impl Spec {
     pub(crate) fn scratch_bytes(&self) -> usize {
         match self {
             Spec::Attention(s) => s.scratch_bytes(),
+            Spec::WideAttention(s) => s.scratch_bytes(),
             Spec::Gemm(s) => s.scratch_bytes(),
             Spec::WideGemm(s) => s.scratch_bytes(),
             _ => 0,
@@ -66,6 +70,7 @@ impl Spec {
     /// The code of the leaves that it calls, in the order in which it numbers them.
     fn leaves(&self) -> Assembled<Vec<Vec<u8>>> {
         match self {
+            Spec::WideAttention(s) => s.leaves(),
             Spec::WideGemm(s) => s.leaves(),
             Spec::WideMap(s) => Ok(vec![s.assemble()?]),
             Spec::WideNorm(s) => Ok(vec![s.assemble()?]),

@@ -2,7 +2,7 @@
 
 use cranelift_module::Module as Backend;
 use vitc_ir::lane::{Access, Input, Program};
-use vitc_ir::{Dim, Elem, Node, Op, Shape, ValueId};
+use vitc_ir::{Const, Dim, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::Buffer;
 
 use super::elementwise::{requantize_head, rounded};
@@ -14,6 +14,7 @@ use crate::kernel::Spec;
 use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work};
 use crate::view::{Lin, View};
+use crate::wide::attention::WideAttention;
 
 /// One of q, k, v and the result: where its elements lie, over all heads.
 struct Side {
@@ -76,7 +77,19 @@ impl<M: Backend> Planner<'_, M> {
         };
         let items = product_of(&sizes)?;
         let (name, macs) = (spec.name(), items.size as u64 * (keys * (d + columns)) as u64);
-        self.step(Call { name, spec: Spec::Attention(Box::new(spec)), args, items: extent(items), grain: 12, macs })
+        let (spec, grain) = match self.widened_attention(&spec, node)? {
+            Some(wide) => (Spec::WideAttention(Box::new(wide.clone())), wide.grain()),
+            None => (Spec::Attention(Box::new(spec)), 12),
+        };
+        self.step(Call { name, spec, args, items: extent(items), grain, macs })
+    }
+
+    /// The same as a kernel of the wide tiers, where that can do it.
+    fn widened_attention(&mut self, narrow: &Attention, node: &Node) -> Lowered<Option<WideAttention>> {
+        let Op::FusedAttention { table_bits, .. } = node.op else { return Ok(None) };
+        let table = self.const_of(node.operands[3]).filter(|_| self.tier.is_wide()).map(Const::ints);
+        let Some(wide) = table.and_then(|table| WideAttention::of(narrow, &table, table_bits)) else { return Ok(None) };
+        Ok(self.kernels.fits(&Spec::WideAttention(Box::new(wide.clone())))?.then_some(wide))
     }
 
     fn side(&mut self, v: ValueId, lead: &[Dim], last: [usize; 2]) -> Lowered<Side> {

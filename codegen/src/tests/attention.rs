@@ -2,31 +2,49 @@
 
 use super::*;
 
-/// `2^16 * 255 * 2^(-i/64)`, roughly; only its first entry matters for staying within a byte.
-fn exp_table(m: &mut Module) -> ValueId {
-    let values: Vec<i64> = (0..64).map(|i| (255 << 16) - i * 130_000).collect();
-    constant(m, Elem::I32, &[64], &values)
+/// The numbers of an exponential: `255 * 2^-(d * multiplier >> shift)/entries`, roughly.
+#[derive(Clone, Copy)]
+struct Exp {
+    limit: i64,
+    multiplier: i64,
+    shift: u32,
+    entries: usize,
+    table_bits: u32,
 }
 
-/// An attention over q, k and v as they are, k transposed; scores far apart enough to reach every part of the table.
+/// As real models have it: differences and multiplier fit 16 bits.
+const SHORT: Exp = Exp { limit: 40_000, multiplier: 32_000, shift: 21, entries: 64, table_bits: 16 };
+
+impl Exp {
+    fn table(self, m: &mut Module) -> ValueId {
+        let first = (255i64 << self.table_bits) + (1 << self.table_bits) / 3;
+        let values: Vec<i64> =
+            (0..self.entries as i64).map(|i| first - first * i / (2 * self.entries as i64)).collect();
+        constant(m, Elem::I32, &[self.entries], &values)
+    }
+}
+
+/// An attention but for its operands.
 struct Case {
     elems: [Elem; 3],
     zeros: [i64; 3],
     perm: Vec<usize>,
+    exp: Exp,
     shift: u32,
     to: Elem,
 }
 
 impl Case {
     fn op(&self) -> Op {
+        let Exp { limit, multiplier, shift, table_bits, .. } = self.exp;
         Op::FusedAttention {
             q_zero: self.zeros[0],
             k_zero: self.zeros[1],
             v_zero: self.zeros[2],
-            limit: 40_000,
-            multiplier: 50_000,
-            exp_shift: 21,
-            table_bits: 16,
+            limit,
+            multiplier,
+            exp_shift: shift,
+            table_bits,
             numerator: 255 << 29,
             shift: self.shift,
             zero_point: if self.to == Elem::I8 { -3 } else { 100 },
@@ -34,22 +52,27 @@ impl Case {
             to: self.to,
         }
     }
+
+    /// Heads split out of `[N, tokens, heads * d]`, the result merged again, as transformers have it.
+    fn heads(&self, [tokens, heads, d]: [usize; 3]) {
+        let mut m = module();
+        let split = batched(&[tokens, heads, d]);
+        let [q, k, v] = [(0, [0, 2, 1, 3]), (1, [0, 2, 3, 1]), (2, [0, 2, 1, 3])].map(|(n, perm)| {
+            let x = input(&mut m, self.elems[n], batched(&[tokens, heads * d]));
+            let x = view(&mut m, Op::Reshape { shape: split.clone() }, &[x]);
+            view(&mut m, Op::Transpose { perm: perm.to_vec() }, &[x])
+        });
+        let table = self.exp.table(&mut m);
+        let y = node(&mut m, self.op(), &[q, k, v, table]);
+        let ranges = self.elems.map(|e| if e == Elem::I16 { (-300, 300) } else { full(e) });
+        check(&mut m, y, (tokens * 31 + d) as u64, &ranges);
+    }
 }
 
-/// Heads split out of `[N, tokens, heads * d]`, the result merged again, as transformers have it.
-fn heads(elems: [Elem; 3], zeros: [i64; 3], [tokens, heads, d]: [usize; 3], to: Elem, shift: u32) {
-    let mut m = module();
-    let split = batched(&[tokens, heads, d]);
-    let [q, k, v] = [(0, [0, 2, 1, 3]), (1, [0, 2, 3, 1]), (2, [0, 2, 1, 3])].map(|(n, perm)| {
-        let x = input(&mut m, elems[n], batched(&[tokens, heads * d]));
-        let x = view(&mut m, Op::Reshape { shape: split.clone() }, &[x]);
-        view(&mut m, Op::Transpose { perm: perm.to_vec() }, &[x])
-    });
-    let table = exp_table(&mut m);
-    let case = Case { elems, zeros, perm: vec![0, 2, 1, 3], shift, to };
-    let y = node(&mut m, case.op(), &[q, k, v, table]);
-    let ranges = case.elems.map(|e| if e == Elem::I16 { (-300, 300) } else { full(e) });
-    check(&mut m, y, (tokens * 31 + d) as u64, &ranges);
+/// As transformers have it.
+fn usual(exp: Exp) -> Case {
+    let elems = [Elem::U8, Elem::I8, Elem::I8];
+    Case { elems, zeros: [77, 0, 0], perm: vec![0, 2, 1, 3], exp, shift: 37, to: Elem::U8 }
 }
 
 #[test]
@@ -64,14 +87,31 @@ fn every_pair_of_types_and_zero_points() {
         ([I16, I8, I8], [0, 0, 0], U8, 36),
     ];
     for (elems, zeros, to, shift) in cases {
-        heads(elems, zeros, [13, 2, 10], to, shift);
+        for size in [[13, 2, 10], [21, 1, 24]] {
+            Case { elems, zeros, shift, to, ..usual(SHORT) }.heads(size);
+        }
     }
 }
 
 #[test]
 fn sizes_that_fill_nothing() {
     for size in [[1, 1, 1], [1, 3, 4], [2, 2, 7], [7, 1, 16], [16, 3, 8], [17, 2, 64], [61, 2, 33], [65, 1, 20]] {
-        heads([Elem::U8, Elem::I8, Elem::I8], [77, 0, 0], size, Elem::U8, 37);
+        usual(SHORT).heads(size);
+    }
+    for size in [[64, 1, 12], [80, 1, 32], [128, 1, 4], [129, 1, 16], [11, 1, 130], [9, 1, 128]] {
+        usual(SHORT).heads(size);
+    }
+    usual(SHORT).heads([197, 3, 64]);
+}
+
+#[test]
+fn exponentials_that_need_more_than_sixteen_bits_or_have_other_tables() {
+    for (limit, multiplier, shift) in [(70_000, 20_000, 21), (1_000, 2_000_000, 21), (60_000, 30_000, 15), (600, 1, 0)]
+    {
+        for (entries, table_bits) in [(64, 16), (16, 16), (1, 16), (64, 8), (32, 3), (64, 22), (256, 16)] {
+            let exp = Exp { limit, multiplier, shift, entries, table_bits };
+            usual(exp).heads([19, 1, 12]);
+        }
     }
 }
 
@@ -84,8 +124,8 @@ fn cross_attention_over_slices() {
     let part = |m: &mut Module, x, start, len| view(m, Op::Slice { axis: 2, start, len, step: 1 }, &[x]);
     let (q, k, v) = (part(&mut m, x, 3, 12), part(&mut m, y, 8, 12), part(&mut m, y, 21, 19));
     let k = view(&mut m, Op::Transpose { perm: vec![0, 2, 1] }, &[k]);
-    let table = exp_table(&mut m);
-    let case = Case { elems: [Elem::U8; 3], zeros: [99, 130, 128], perm: vec![0, 1, 2], shift: 37, to: Elem::U8 };
+    let table = SHORT.table(&mut m);
+    let case = Case { elems: [Elem::U8; 3], zeros: [99, 130, 128], perm: vec![0, 1, 2], ..usual(SHORT) };
     let y = node(&mut m, case.op(), &[q, k, v, table]);
     check(&mut m, y, 5, &[]);
 }
@@ -97,9 +137,27 @@ fn a_transposed_result() {
     let q = input(&mut m, Elem::U8, shape(&[50, 6]));
     let k = input(&mut m, Elem::I8, shape(&[6, 21]));
     let v = input(&mut m, Elem::I8, shape(&[21, 9]));
-    let table = exp_table(&mut m);
-    let elems = [Elem::U8, Elem::I8, Elem::I8];
-    let case = Case { elems, zeros: [8, 0, 0], perm: vec![1, 0], shift: 35, to: Elem::I8 };
+    let table = SHORT.table(&mut m);
+    let case = Case { zeros: [8, 0, 0], perm: vec![1, 0], shift: 35, to: Elem::I8, ..usual(SHORT) };
     let y = node(&mut m, case.op(), &[q, k, v, table]);
     check(&mut m, y, 5, &[]);
+}
+
+#[test]
+fn attention_runs_in_leaves() {
+    for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
+        let mut m = module();
+        let q = input(&mut m, Elem::U8, shape(&[20, 16]));
+        let k = input(&mut m, Elem::I8, shape(&[20, 16]));
+        let v = input(&mut m, Elem::I8, shape(&[20, 16]));
+        let k = view(&mut m, Op::Transpose { perm: vec![1, 0] }, &[k]);
+        let table = SHORT.table(&mut m);
+        let y = node(&mut m, Case { perm: vec![0, 1], ..usual(SHORT) }.op(), &[q, k, v, table]);
+        m.output("y", y);
+        let compiled = compile(&m, &Options { tier }).unwrap();
+        let texts = compiled.kernels.iter().filter(|k| k.name.contains(".leaf"));
+        let texts: Vec<String> = texts.map(|k| crate::disassemble(&k.code[..k.instructions])).collect();
+        assert!(texts.iter().any(|t| t.contains("vpermi2w zmm") && t.contains("vpmulhuw zmm")), "{texts:?}");
+        assert!(texts.iter().any(|t| t.contains("vpunpcklwd zmm")), "{texts:?}");
+    }
 }

@@ -484,7 +484,7 @@ pub(super) fn slot(s: Slot) -> iced_x86::code_asm::AsmMemoryOperand {
 }
 
 /// Zeros in the bytes `from..to` of `at`.
-fn clear(e: &mut Emit<'_>, at: Value, from: usize, to: usize) {
+pub(super) fn clear(e: &mut Emit<'_>, at: Value, from: usize, to: usize) {
     let mut from = from;
     while from < to {
         let (ty, bytes) = if to - from >= 8 { (types::I64, 8) } else { (types::I8, 1) };
@@ -495,7 +495,7 @@ fn clear(e: &mut Emit<'_>, at: Value, from: usize, to: usize) {
 }
 
 /// Adds 128 to each of `count` bytes.
-fn flip_signs(e: &mut Emit<'_>, at: Value, count: usize) {
+pub(super) fn flip_signs(e: &mut Emit<'_>, at: Value, count: usize) {
     let flip = e.constant(types::I8X16, -128);
     let done = e.repeat(count / 16, &[at], |e, p| {
         let v = e.load(types::I8X16, Addr { base: p[0], disp: 0 });

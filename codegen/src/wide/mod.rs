@@ -5,6 +5,7 @@
 //! values at once), the kernel is the one of the portable tier; the results are the same bits.
 
 pub(crate) mod asm;
+pub(crate) mod attention;
 pub(crate) mod gemm;
 pub(crate) mod lane;
 pub(crate) mod map;
