@@ -29,7 +29,7 @@ fn run(c: &mut Criterion) {
         let mut group = c.benchmark_group(kernel.name);
         group.throughput(Throughput::Elements(kernel.work));
         for tier in Tier::available() {
-            let program = compile(&kernel.module, &Options { tier }).and_then(|c| c.into_program()).expect("compiles");
+            let program = compile(&kernel.module, &Options { tier, ..Options::default() }).and_then(|c| c.into_program()).expect("compiles");
             let options = SessionOptions { threads: 1, ..SessionOptions::default() };
             let mut session = Session::new(Arc::new(program), options).expect("starts");
             let (elem, dims) = kernel.input;

@@ -47,6 +47,20 @@ mod tests;
 pub struct Options {
     /// Which instructions the kernels may use.
     pub tier: Tier,
+    /// What becomes of weights that the plan has two to a byte. It does not change a bit of the results.
+    pub nibbles: Nibbles,
+}
+
+/// What becomes of weights that the plan has two to a byte, on the tiers that can unpack them in every pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nibbles {
+    /// Whichever is faster by the cost rule.
+    #[default]
+    Auto,
+    /// They stay as they are in memory, and every pass over them unpacks a panel in the caches.
+    Streamed,
+    /// They are unpacked once, at load.
+    Unpacked,
 }
 
 /// A compiled module: what the runtime needs, and the kernels for people and tests to read.
@@ -80,7 +94,7 @@ impl Compiled {
 /// run.
 pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenError> {
     let mut linker = link::Linker::new(isa::host(options.tier.checked()?)?);
-    let plan = plan::compile(module, options.tier, &mut linker.module)?;
+    let plan = plan::compile(module, options, &mut linker.module)?;
     let functions: Vec<_> = plan.kernels.list.iter().map(|(_, id)| *id).collect();
     let (code, entries) = linker.finish(&functions)?;
     let scratch_bytes = plan.kernels.scratch_bytes;

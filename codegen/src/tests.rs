@@ -14,6 +14,7 @@ use crate::{Options, Tier, compile, count_float_instructions};
 mod attention;
 mod guarded;
 mod movement;
+mod nibbles;
 mod products;
 mod regions;
 mod rows;
@@ -125,6 +126,10 @@ fn check(m: &mut Module, result: ValueId, seed: u64, ranges: &[(i64, i64)]) {
 }
 
 fn check_at(m: &Module, tier: Tier, batch: usize, threads: usize, seed: u64, ranges: &[(i64, i64)]) {
+    check_with(m, &Options { tier, ..Options::default() }, batch, threads, seed, ranges);
+}
+
+fn check_with(m: &Module, options: &Options, batch: usize, threads: usize, seed: u64, ranges: &[(i64, i64)]) {
     let mut r = Random(seed);
     let mut given = Vec::new();
     for (n, i) in m.inputs.iter().enumerate() {
@@ -136,7 +141,7 @@ fn check_at(m: &Module, tier: Tier, batch: usize, threads: usize, seed: u64, ran
     }
     let tensors: Vec<eval::Tensor> = given.iter().map(|g| g.3.clone()).collect();
     let expected = eval::run(m, &tensors).unwrap();
-    let compiled = compile(m, &Options { tier }).unwrap();
+    let compiled = compile(m, options).unwrap();
     let inputs: Vec<&[u8]> = given.iter().map(|g| &g.2[..]).collect();
     let want: Vec<Vec<u8>> = expected.iter().map(bytes_of).collect();
     for edge in [Edge::After, Edge::Before] {
@@ -155,7 +160,7 @@ fn check_at(m: &Module, tier: Tier, batch: usize, threads: usize, seed: u64, ran
         let near = |b: &[u8]| first.map(|i| b[i..b.len().min(i + 8)].to_vec());
         assert!(
             got == want,
-            "{tier:?}, batch {batch}: byte {first:?} of {}: {:?}, wants {:?}",
+            "{options:?}, batch {batch}: byte {first:?} of {}: {:?}, wants {:?}",
             want.len(),
             near(&got),
             near(&want)

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vitc_ir::{Module, Stage};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::Observer;
+use vitc_passes::quantize::{Observer, WeightChoice};
 
 use crate::artifact;
 use crate::calibrate::Calibration;
@@ -56,6 +56,12 @@ impl Compiler {
     /// How ranges are chosen.
     pub fn observer(mut self, observer: Observer) -> Compiler {
         self.options.observer = observer;
+        self
+    }
+
+    /// Bits of the weights of matrix products.
+    pub fn weights(mut self, weights: WeightChoice) -> Compiler {
+        self.options.weights = weights;
         self
     }
 

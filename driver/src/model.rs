@@ -54,7 +54,8 @@ impl Emitted {
 
 /// The only place that calls the code generator.
 fn program_of(module: &Module, tier: Tier) -> Result<(Arc<Program>, Vec<Kernel>)> {
-    let mut compiled = vitc_codegen::compile(module, &vitc_codegen::Options { tier }).map_err(unsupported)?;
+    let mut compiled =
+        vitc_codegen::compile(module, &vitc_codegen::Options { tier, ..Default::default() }).map_err(unsupported)?;
     let kernels = std::mem::take(&mut compiled.kernels);
     open_doors(module, &mut compiled.parts.inputs)?;
     Ok((Arc::new(compiled.into_program().map_err(unsupported)?), kernels))

@@ -8,7 +8,7 @@ use vitc_ir::{Module, Stage, verify};
 use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
-use vitc_passes::quantize::{self, Observer, QuantOptions};
+use vitc_passes::quantize::{self, Observer, QuantOptions, WeightChoice};
 use vitc_passes::{fuse, shape};
 
 use crate::calibrate::{self, Calibration};
@@ -24,6 +24,8 @@ pub struct WalkOptions {
     pub preprocess: Option<Preprocess>,
     /// How ranges are chosen.
     pub observer: Observer,
+    /// Bits of the weights of matrix products.
+    pub weights: WeightChoice,
     /// Integer forms of the nonlinear ops.
     pub nonlinear: Nonlinear,
     /// Threads for calibration. They do not change the result.
@@ -38,6 +40,7 @@ impl Default for WalkOptions {
             calibration: Calibration::Synthetic { images: 8 },
             preprocess: None,
             observer: Observer::MinMax,
+            weights: WeightChoice::default(),
             nonlinear: Nonlinear::Auto,
             threads: available_threads(),
             quiet: true,
@@ -103,7 +106,8 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
         }
         Stage::Clean => shape::run(&module).map_err(unsupported),
         Stage::Shape => {
-            let quant = QuantOptions { observer: options.observer, threads: options.threads };
+            let weights = options.weights.clone();
+            let quant = QuantOptions { observer: options.observer, weights, threads: options.threads };
             let observed = calibrate::observe(&module, options, &quant)?;
             journal.calibration_images = observed.images;
             quantize::run(&module, &observed.calibration, &quant).map_err(unsupported)

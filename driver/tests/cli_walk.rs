@@ -84,6 +84,33 @@ fn compiling_reports_and_repeats_itself_to_the_byte() {
     assert_eq!(names(dir.path()), ["a.vitc"]);
 }
 
+/// Half the weights' bytes, classes that mostly survive, and the same logits on every tier.
+#[test]
+fn weights_of_four_bits_are_packed_two_to_a_byte() {
+    let dir = temp();
+    let compiled = |name: &str, more: &[&str]| {
+        let path = arg(dir.path().join(name));
+        let all = with(&[&["compile", &model(), "-o", &path], more].concat(), &compile_flags());
+        let report = json(&all);
+        (path, number(&report, "weight_bytes"))
+    };
+    let (_, bytes) = compiled("8.vitc", &[]);
+    let (four, nibbles) = compiled("4.vitc", &["--weight-bits", "4"]);
+    let (_, mixed) = compiled("mixed.vitc", &["--weight-bits", "4", "--weight-bits-of", "*mlp*=8"]);
+    assert!(nibbles < 0.7 * bytes, "{nibbles} of {bytes}");
+    assert!(nibbles < mixed && mixed < bytes, "{nibbles}, {mixed}, {bytes}");
+    let labels = arg(demo().join("eval/labels.txt"));
+    let images = arg(demo().join("eval"));
+    let report = json(&["eval", &four, "--images", &images, "--labels", &labels, "--reference", &model()]);
+    assert!(number(&report, "agreement") >= 80.0, "{report:#}");
+    let input = dir.path().join("bytes.npy");
+    write_npy_bytes(&input, "|u1", &[1, 3, 48, 48], &pixels(3));
+    let logits = run_array(&four, &input, &[]).1;
+    for tier in Tier::available() {
+        assert_eq!(run_array(&four, &input, &["--tier", tier.word()]).1, logits, "{tier:?}");
+    }
+}
+
 #[test]
 fn images_are_classified_alike_from_artifact_and_onnx() {
     let dir = temp();

@@ -14,12 +14,12 @@ use vitc_ir::lane::{Access, Inst, Program};
 use vitc_ir::{Const, Def, Dim, Elem, Module, Node, Op, Shape, Stage, ValueId};
 use vitc_runtime::{Buffer, Extent, InputSpec, OutputSpec, Quantize, TensorSpec};
 
-use crate::CodegenError;
 use crate::isa::Tier;
 use crate::kernel::{Kernels, Spec};
 use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, Nest, View, resolve};
+use crate::{CodegenError, Nibbles, Options};
 
 /// Alignment of constants.
 const ALIGN: usize = 64;
@@ -49,13 +49,14 @@ pub(crate) struct Plan {
 }
 
 /// Compiles every node into `backend`.
-pub(crate) fn compile<M: Backend>(module: &Module, tier: Tier, backend: &mut M) -> Result<Plan, CodegenError> {
+pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &mut M) -> Result<Plan, CodegenError> {
     if module.stage != Stage::Plan {
         return Err(CodegenError::Stage { stage: module.stage.word() });
     }
     let mut planner = Planner {
         module,
-        tier,
+        tier: options.tier,
+        nibbles: options.nibbles,
         backend,
         kernels: Kernels::default(),
         steps: Vec::new(),
@@ -125,6 +126,7 @@ type Lowered<T = ()> = Result<T, Refusal>;
 struct Planner<'m, M: Backend> {
     module: &'m Module,
     tier: Tier,
+    nibbles: Nibbles,
     backend: &'m mut M,
     kernels: Kernels,
     steps: Vec<Planned>,

@@ -7,13 +7,21 @@ use vitc_ir::{Const, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::Buffer;
 
 use super::{Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
+use crate::Nibbles;
 use crate::conv::Conv;
 use crate::gemm::{Gemm, Reading, Weights};
+use crate::isa::Tier;
 use crate::kernel::Spec;
 use crate::lane::check_access;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, View};
 use crate::wide::gemm::WideGemm;
+
+/// Weights of a program that a core's share of the last-level cache keeps from image to image.
+const NEAR_BYTES: usize = 16 << 20;
+/// Rows of an image up to which the tile unit waits for weights: 24 KB of them take some 4400 cycles from memory at 15 GB/s
+/// and 24 cycles of products for each row; unpacking them, about 600, must fit between.
+const TILED_ROWS: usize = 144;
 
 /// The parts of a product that do not depend on where b comes from.
 struct Parts {
@@ -58,7 +66,10 @@ impl<M: Backend> Planner<'_, M> {
         let a_view = a_view.broadcast(&a.shape, &with([result.shape.0[rank - 2], k.into()]));
         let zeros = zero_points(a.elem, a_zero, b.elem, b_zero)?;
         let single = b.shape.0[..b.shape.rank() - 2].iter().all(|&d| d == 1.into());
-        let packed = self.const_of(node.operands[1]).filter(|_| single).map(|c| row_major(c, k, n));
+        let packed = self.const_of(node.operands[1]).filter(|_| single).map(|c| {
+            let nibbles = matches!(c.layout, Some(Layout::Dot4Nibbles { .. })) && b_zero == 0;
+            Right::Weights { plain: row_major(c, k, n), elem: b.elem, nibbles }
+        });
         let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
         let rows: Vec<usize> = (0..rank - 1).collect();
         let mut builder = Product {
@@ -72,7 +83,7 @@ impl<M: Backend> Planner<'_, M> {
         builder.push(&a_view, a.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(rank - 1..rank))?);
         let right = match packed {
-            Some(plain) => Right::Weights { plain, elem: b.elem },
+            Some(weights) => weights,
             None => {
                 let (buffer, view) = self.operand(node.operands[1])?;
                 let view = view.broadcast(&b.shape, &with([k.into(), n.into()]));
@@ -145,19 +156,26 @@ impl<M: Backend> Planner<'_, M> {
             sizes: sizes.clone(),
         };
         let word = lane_word(&parts.program);
-        let (spec, name, grain, packing, bias) = match self.widened(&gemm, apart, &parts.extras)? {
+        let nibbles = self.is_worth_unpacking(&right, &n);
+        let (spec, name, grain, packing, bias) = match self.widened(&gemm, apart, &parts.extras, nibbles)? {
             Some((wide, bias)) => {
                 let (name, grain) = (wide.name(&word), wide.grain());
-                let packing = Packing { panel: crate::wide::gemm::PANEL, depth: wide.depth() };
+                let packing = Packing { layout: wide.layout(), depth: wide.depth() };
                 (Spec::WideGemm(wide), name, grain, packing, bias)
             }
             None => {
                 let (name, grain) = (gemm.name(&word), gemm.grain());
-                (Spec::Gemm(gemm), name, grain, Packing { panel: crate::gemm::PANEL, depth: n.k }, None)
+                (
+                    Spec::Gemm(gemm),
+                    name,
+                    grain,
+                    Packing { layout: crate::gemm::weight_layout(n.k, n.n), depth: n.k },
+                    None,
+                )
             }
         };
         let (b_buffer, corrections) = match right {
-            Right::Weights { plain, elem } => self.weights(&n, plain, elem, packing, bias),
+            Right::Weights { plain, elem, .. } => self.weights(&n, plain, elem, packing, bias),
             Right::Activation { buffer, .. } => (buffer, None),
         };
         let to = self.buffer(node.result)?;
@@ -173,6 +191,7 @@ impl<M: Backend> Planner<'_, M> {
         gemm: &Gemm,
         apart: Lowered<Apart>,
         extras: &[ValueId],
+        nibbles: bool,
     ) -> Lowered<Option<(WideGemm, Option<Vec<i64>>)>> {
         if !self.tier.is_wide() || gemm.weights != Weights::Packed {
             return Ok(None);
@@ -190,10 +209,27 @@ impl<M: Backend> Planner<'_, M> {
         let constants = constants.iter().map(Option::is_some).collect();
         let wide = WideGemm::of(&gemm, self.tier, bias.is_some(), constants);
         let Some(mut wide) = wide else { return Ok(None) };
+        wide.nibbles = nibbles;
         if let (true, Ok(apart)) = (wide.is_copied(), apart) {
             apart.enter(&mut wide);
         }
         Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
+    }
+
+    /// Whether a kernel should read these weights two to a byte and unpack them in every pass: where the caches lose them
+    /// from one image to the next, and memory, not products, decides.
+    fn is_worth_unpacking(&self, right: &Right, of: &Numbers) -> bool {
+        let Right::Weights { nibbles: true, .. } = right else { return false };
+        match self.nibbles {
+            Nibbles::Unpacked => false,
+            Nibbles::Streamed => true,
+            Nibbles::Auto => {
+                let packed = self.module.consts.iter().filter(|c| c.layout.is_some());
+                let bytes: usize = packed.filter_map(|c| c.ty.shape.count()).map(|d| d.size).sum();
+                let rows = of.macs as usize / (of.k * of.n).max(1);
+                bytes > NEAR_BYTES && (self.tier != Tier::AmxInt8 || rows <= TILED_ROWS)
+            }
+        }
     }
 
     /// Packs constant weights and, when a has a zero point or there is a bias, what the sums start with.
@@ -209,9 +245,9 @@ impl<M: Backend> Planner<'_, M> {
         if elem == Elem::U8 {
             plain.iter_mut().for_each(|b| *b ^= 0x80);
         }
-        let (panel, depth) = (packing.panel, packing.depth);
+        let Packing { layout, depth } = packing;
         plain.resize(depth * n, 0);
-        let packed = Layout::Dot4 { columns: panel }.pack(depth, n, &plain);
+        let packed = layout.pack(depth, n, &plain);
         let b = self.pool(&packed);
         if zeros.0 == 0 && bias.is_none() {
             return (b, None);
@@ -224,7 +260,7 @@ impl<M: Backend> Planner<'_, M> {
         // Modulo 2^32, like the sums: only their total has to fit.
         let first = |(sum, bias): (i64, i64)| (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum + bias) as i32;
         let mut bytes: Vec<u8> = sums.into_iter().zip(bias).map(first).flat_map(i32::to_le_bytes).collect();
-        bytes.resize(4 * n.next_multiple_of(panel), 0);
+        bytes.resize(4 * n.next_multiple_of(layout.columns()), 0);
         (b, Some(self.pool(&bytes)))
     }
 
@@ -285,7 +321,7 @@ impl<M: Backend> Planner<'_, M> {
         builder.push(&a, x.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(1..2))?);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
-        let right = Right::Weights { plain, elem: w.elem };
+        let right = Right::Weights { plain, elem: w.elem, nibbles: false };
         let reading = reading(&window, k)?;
         self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel: 1 }, reading)
     }
@@ -352,15 +388,15 @@ impl<M: Backend> Planner<'_, M> {
 
 /// The right side of a product.
 enum Right {
-    /// Constant, row-major.
-    Weights { plain: Vec<u8>, elem: Elem },
+    /// Constant, row-major; whether the plan has them two to a byte.
+    Weights { plain: Vec<u8>, elem: Elem, nibbles: bool },
     /// Computed; `k_stride` elements from one k to the next.
     Activation { buffer: Buffer, k_stride: i64 },
 }
 
-/// How weights are packed: columns of a panel, and K with the zeros behind it.
+/// How weights are packed, and K with the zeros behind it.
 struct Packing {
-    panel: usize,
+    layout: Layout,
     depth: usize,
 }
 

@@ -154,7 +154,7 @@ fn attention_runs_in_leaves() {
         let table = SHORT.table(&mut m);
         let y = node(&mut m, Case { perm: vec![0, 1], ..usual(SHORT) }.op(), &[q, k, v, table]);
         m.output("y", y);
-        let compiled = compile(&m, &Options { tier }).unwrap();
+        let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
         let texts = compiled.kernels.iter().filter(|k| k.name.contains(".leaf"));
         let texts: Vec<String> = texts.map(|k| crate::disassemble(&k.code[..k.instructions])).collect();
         assert!(texts.iter().any(|t| t.contains("vpermi2w zmm") && t.contains("vpmulhuw zmm")), "{texts:?}");

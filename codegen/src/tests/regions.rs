@@ -70,7 +70,7 @@ fn block() -> Module {
 }
 
 fn compiled(m: &Module, tier: Tier) -> Compiled {
-    compile(m, &Options { tier }).unwrap()
+    compile(m, &Options { tier, ..Options::default() }).unwrap()
 }
 
 /// Bytes of the input and of the result for a batch.

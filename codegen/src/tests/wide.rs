@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn product(rows: usize, k: usize, n: usize, to: Elem, table: bool, residual: bool) -> (Module, ValueId) {
+pub(super) fn product(rows: usize, k: usize, n: usize, to: Elem, table: bool, residual: bool) -> (Module, ValueId) {
     let mut m = module();
     let mut r = Random((rows * 31 + k * 7 + n) as u64);
     let a = input(&mut m, Elem::U8, batched(&[rows, k]));
@@ -53,7 +53,7 @@ fn products_with_constant_weights_run_in_leaves() {
     for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
         let (mut m, y) = product(13, 64, 128, Elem::U8, true, false);
         m.output("y", y);
-        let compiled = compile(&m, &Options { tier }).unwrap();
+        let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
         let leaf = compiled.kernels.iter().find(|k| k.name.contains(".leaf")).expect("a leaf");
         let text = crate::disassemble(&leaf.code[..leaf.instructions]);
         assert!(text.contains("vpdpbusd zmm"), "{text}");
@@ -105,7 +105,7 @@ fn products_with_constant_weights_run_on_tiles() {
     }
     let (mut m, y) = product(48, 384, 192, Elem::U8, true, false);
     m.output("y", y);
-    let compiled = compile(&m, &Options { tier: Tier::AmxInt8 }).unwrap();
+    let compiled = compile(&m, &Options { tier: Tier::AmxInt8, ..Options::default() }).unwrap();
     let listings = compiled.kernels.iter().map(|k| crate::disassemble(&k.code[..k.instructions]));
     let leaf = listings.into_iter().find(|text| text.contains("tdpbusd")).expect("a leaf with tiles");
     assert_eq!(leaf.matches("tdpbusd").count(), 2 * 4 * 6, "a block without outputs and one with");
@@ -205,7 +205,7 @@ fn rows_run_in_leaves() {
         let l = lane(&mut m, &[(Elem::U8, Access::Element)], vec![Inst::Load(0), Inst::Shr(0, 1)], Elem::U8);
         let y = node(&mut m, Op::FusedMap { shape: batched(&[5, 192]), lane: l, to: Elem::U8 }, &[y]);
         m.output("y", y);
-        let compiled = compile(&m, &Options { tier }).unwrap();
+        let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
         let leaf = |kernel: &str| {
             let leaf = compiled.kernels.iter().find(|k| k.name.starts_with(kernel) && k.name.contains(".leaf"));
             let leaf = leaf.unwrap_or_else(|| panic!("{kernel} has no leaf"));

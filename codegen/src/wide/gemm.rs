@@ -4,7 +4,8 @@
 //! for lead                         Cranelift: outer loops over rows in which some operand is not affine
 //!   for chunk of rows              Cranelift: only when rows of a have to be copied together first
 //!     leaf
-//!       for panel of 64 columns    K*64 bytes of weights, which stay in the caches while all rows pass
+//!       for panel of 64 columns    K*64 bytes of weights, which stay in the caches while all rows pass; the first
+//!                                  tile unpacks those that lie two to a byte
 //!         for tile of 6 rows       the last tile of fewer rows starts earlier and computes some rows again
 //!           for k in steps of 4    24 products; one line of the next panel is fetched every four steps
 //!           for row of the tile    lane program on 64 outputs
@@ -19,14 +20,15 @@
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi};
 use iced_x86::code_asm::{AsmRegister64, dword_ptr, ptr, qword_ptr, zmmword_ptr};
+use vitc_ir::layout::Layout;
 use vitc_ir::{Dim, Elem};
 
 use super::asm::{Asm, Assembled, at, z};
 use super::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, is_supported, masks};
-use super::tiles;
+use super::{nibbles, tiles};
 use crate::copy::copy_factors;
 use crate::emit::{Addr, Emit};
-use crate::gemm::{Gemm, Reading, Weights};
+use crate::gemm::{self, Gemm, Reading};
 use crate::isa::Tier;
 use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand, split_index};
@@ -47,6 +49,30 @@ const SPLAT: [u8; 2] = [28, 29];
 /// The first of four registers that hold weights.
 const WEIGHTS: u8 = 24;
 
+/// Two more hold what unpacking needs, in a tile that does it.
+const NIBBLES: nibbles::Constants = nibbles::Constants { mask: 30, signed: 31 };
+/// The register that walks unpacked weights: that of the corrections, from which the sums have started by then.
+const UNPACK_TO: AsmRegister64 = r9;
+
+/// How a tile of rows finds weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weights {
+    /// As they are multiplied.
+    Bytes,
+    /// Two to a byte; the tile leaves them unpacked in scratch.
+    Nibbles,
+}
+
+impl Weights {
+    /// Bytes of four k of a panel.
+    fn group_bytes(self) -> i64 {
+        match self {
+            Weights::Bytes => nibbles::GROUP,
+            Weights::Nibbles => nibbles::PACKED_GROUP,
+        }
+    }
+}
+
 /// The leaf's block of 64-bit values.
 #[derive(Clone, Copy)]
 pub(super) enum Slot {
@@ -62,6 +88,8 @@ pub(super) enum Slot {
     Rows,
     /// Panels that are still to do.
     Panels,
+    /// Scratch for unpacked weights.
+    Unpacked,
     /// Input of the lane program, from its second on.
     Extra(usize),
 }
@@ -75,7 +103,8 @@ impl Slot {
             Slot::Corrections => 3,
             Slot::Rows => 4,
             Slot::Panels => 5,
-            Slot::Extra(n) => 6 + n,
+            Slot::Unpacked => 6,
+            Slot::Extra(n) => 7 + n,
         }
     }
 
@@ -106,13 +135,15 @@ pub(crate) struct WideGemm {
     pub constants: Vec<bool>,
     /// Whether the tile unit does what has 16 rows and more.
     pub tiles: bool,
+    /// Whether the weights lie two to a byte in memory.
+    pub nibbles: bool,
 }
 
 impl WideGemm {
     /// The same product with a leaf, if there can be one; its code has still to fit the registers.
     pub(crate) fn of(g: &Gemm, tier: Tier, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
         let straight = |o: &Operand| matches!(o.columns, Columns::Same | Columns::Table | Columns::Stride(1));
-        let fits = g.weights == Weights::Packed
+        let fits = g.weights == gemm::Weights::Packed
             && g.b_zero == 0
             && matches!(g.a.elem, Elem::U8 | Elem::I8)
             && g.out.columns == Columns::Stride(1)
@@ -132,6 +163,7 @@ impl WideGemm {
             lane: g.lane.clone(),
             constants,
             tiles: tier == Tier::AmxInt8 && tiles::is_worth(g.k),
+            nibbles: false,
         })
     }
 
@@ -163,13 +195,23 @@ impl WideGemm {
         copied.into_iter().chain(summed).min()
     }
 
+    /// The layout of the weights in memory.
+    pub(crate) fn layout(&self) -> Layout {
+        if self.nibbles { Layout::Dot4Nibbles { columns: PANEL } } else { Layout::Dot4 { columns: PANEL } }
+    }
+
     /// Bytes of scratch for sums of the tile unit; copied rows lie behind them.
     fn sums_bytes(&self) -> usize {
         if self.tiles { tiles::sums_bytes(self.k, self.most_rows().unwrap_or(0)) } else { 0 }
     }
 
-    /// Bytes of scratch the kernel uses.
+    /// Bytes of scratch the kernel uses; an unpacked panel of weights lies behind everything else.
     pub(crate) fn scratch_bytes(&self) -> usize {
+        self.unpacked_at() + if self.nibbles { self.depth() * PANEL } else { 0 }
+    }
+
+    /// Where in scratch weights are unpacked to.
+    fn unpacked_at(&self) -> usize {
         let copied = self.most_rows().filter(|_| self.is_copied());
         self.sums_bytes() + copied.map_or(0, |rows| rows * self.depth())
     }
@@ -177,7 +219,8 @@ impl WideGemm {
     /// `gemm_u8s8_<lane>__k192n768`.
     pub(crate) fn name(&self, lane: &str) -> String {
         let copied = if self.is_copied() { "_copy" } else { "" };
-        format!("gemm_{}s8{lane}{copied}__k{}n{}", self.a.elem.name().replace('i', "s"), self.k, self.n)
+        let b = if self.nibbles { "s4" } else { "s8" };
+        format!("gemm_{}{b}{lane}{copied}__k{}n{}", self.a.elem.name().replace('i', "s"), self.k, self.n)
     }
 
     // ---- the kernel around the leaf
@@ -268,7 +311,8 @@ impl WideGemm {
     fn call(&self, e: &mut Emit<'_>, a: Value, out: Value, extras: &[Value], count: Value) {
         let panels = e.iconst((self.n / PANEL) as i64);
         let (b, corrections) = (e.arg(1), e.arg(3));
-        let mut block = vec![a, b, out, corrections, count, panels];
+        let unpacked = e.add_imm(e.scratch, self.unpacked_at() as i64);
+        let mut block = vec![a, b, out, corrections, count, panels, unpacked];
         block.extend(extras);
         if !self.tiles {
             return e.call_leaf(0, &block);
@@ -316,10 +360,13 @@ impl WideGemm {
         let (mut rows, mut tail, mut single, mut done) =
             (asm.c.create_label(), asm.c.create_label(), asm.c.create_label(), asm.c.create_label());
         let tile = TILE as i32;
+        if self.nibbles {
+            self.first_tile(asm, columns)?;
+        }
         asm.c.set_label(&mut rows)?;
         asm.c.cmp(rsi, tile)?;
         asm.c.jl(tail)?;
-        self.tile(asm, TILE, columns)?;
+        self.tile(asm, TILE, columns, Weights::Bytes)?;
         self.advance_rows(asm, TILE as i64)?;
         asm.c.sub(rsi, tile)?;
         asm.c.jmp(rows)?;
@@ -336,13 +383,30 @@ impl WideGemm {
         asm.c.jmp(rows)?;
 
         asm.c.set_label(&mut single)?;
-        self.tile(asm, 1, columns)?;
+        self.tile(asm, 1, columns, Weights::Bytes)?;
         self.advance_rows(asm, 1)?;
         asm.c.dec(rsi)?;
         asm.c.jnz(single)?;
         asm.c.set_label(&mut done)?;
         asm.c.nop()?;
         Ok(())
+    }
+
+    /// The first rows of a panel whose weights lie two to a byte: they unpack it for those behind them.
+    fn first_tile(&self, asm: &mut Asm, columns: usize) -> Assembled {
+        let (mut few, mut done) = (asm.c.create_label(), asm.c.create_label());
+        asm.c.cmp(rsi, TILE as i32)?;
+        asm.c.jl(few)?;
+        self.tile(asm, TILE, columns, Weights::Nibbles)?;
+        self.advance_rows(asm, TILE as i64)?;
+        asm.c.sub(rsi, TILE as i32)?;
+        asm.c.jmp(done)?;
+        asm.c.set_label(&mut few)?;
+        self.tile(asm, 1, columns, Weights::Nibbles)?;
+        self.advance_rows(asm, 1)?;
+        asm.c.dec(rsi)?;
+        asm.c.set_label(&mut done)?;
+        Ok(asm.c.mov(rdx, slot(Slot::Unpacked))?)
     }
 
     /// Pointers of the panel at hand: rcx rows of a, rdx weights, r8 out, r9 corrections, rbx the line to fetch next.
@@ -359,8 +423,9 @@ impl WideGemm {
         Ok(())
     }
 
+    /// Bytes of a panel in memory.
     fn panel_bytes(&self) -> i64 {
-        (self.depth() * PANEL) as i64
+        self.layout().packed_len(self.depth(), PANEL) as i64
     }
 
     /// Moves the block on to the next panel.
@@ -398,7 +463,7 @@ impl WideGemm {
         Ok(())
     }
 
-    fn tile(&self, asm: &mut Asm, rows: usize, columns: usize) -> Assembled {
+    fn tile(&self, asm: &mut Asm, rows: usize, columns: usize, weights: Weights) -> Assembled {
         let vectors = columns.div_ceil(LANES);
         for row in 0..rows {
             for v in 0..vectors {
@@ -410,34 +475,53 @@ impl WideGemm {
                 }
             }
         }
-        self.products(asm, rows, vectors)?;
+        self.products(asm, rows, vectors, weights)?;
         (0..rows).try_for_each(|row| self.epilogue(asm, row, columns))
     }
 
     /// Sums over all of k.
-    fn products(&self, asm: &mut Asm, rows: usize, vectors: usize) -> Assembled {
+    fn products(&self, asm: &mut Asm, rows: usize, vectors: usize, weights: Weights) -> Assembled {
         let steps = self.depth() / 4;
         let (turns, rest) = (steps / UNROLL, steps % UNROLL);
         asm.c.mov(r10, rcx)?;
         asm.c.mov(r11, rdx)?;
+        if weights == Weights::Nibbles {
+            asm.c.mov(UNPACK_TO, slot(Slot::Unpacked))?;
+            NIBBLES.load(asm)?;
+        }
         if turns > 0 {
             asm.c.mov(rax, turns as u64)?;
             asm.repeat(rax, |asm| {
-                (0..UNROLL).try_for_each(|step| self.step(asm, step, rows, vectors))?;
+                (0..UNROLL).try_for_each(|step| self.step(asm, step, rows, vectors, weights))?;
                 asm.c.prefetcht0(ptr(rbx))?;
                 asm.advance(rbx, 64)?;
                 asm.advance(r10, 4 * UNROLL as i64)?;
-                asm.advance(r11, (4 * PANEL * UNROLL) as i64)
+                if weights == Weights::Nibbles {
+                    asm.advance(UNPACK_TO, nibbles::GROUP * UNROLL as i64)?;
+                }
+                asm.advance(r11, weights.group_bytes() * UNROLL as i64)
             })?;
         }
-        (0..rest).try_for_each(|step| self.step(asm, step, rows, vectors))
+        (0..rest).try_for_each(|step| self.step(asm, step, rows, vectors, weights))?;
+        if weights == Weights::Nibbles {
+            asm.c.mov(UNPACK_TO, slot(Slot::Corrections))?;
+        }
+        Ok(())
     }
 
     /// Four k: `step` steps on from r10 and r11.
-    fn step(&self, asm: &mut Asm, step: usize, rows: usize, vectors: usize) -> Assembled {
-        for v in 0..vectors {
-            let weights = at(r11, (4 * PANEL * step + 64 * v) as i64);
-            asm.c.vmovdqu32(z(WEIGHTS + v as u8), zmmword_ptr(weights))?;
+    fn step(&self, asm: &mut Asm, step: usize, rows: usize, vectors: usize, weights: Weights) -> Assembled {
+        let from = weights.group_bytes() * step as i64;
+        match weights {
+            Weights::Bytes => (0..vectors).try_for_each(|v| {
+                let line = zmmword_ptr(at(r11, from + 64 * v as i64));
+                asm.c.vmovdqu32(z(WEIGHTS + v as u8), line)
+            })?,
+            Weights::Nibbles => {
+                let to = nibbles::GROUP * step as i64;
+                let lines = std::array::from_fn(|v| WEIGHTS + v as u8);
+                NIBBLES.group(asm, (r11, from), (UNPACK_TO, to), lines)?;
+            }
         }
         for row in 0..rows {
             let splat = z(SPLAT[row % 2]);

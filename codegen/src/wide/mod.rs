@@ -9,5 +9,6 @@ pub(crate) mod attention;
 pub(crate) mod gemm;
 pub(crate) mod lane;
 pub(crate) mod map;
+mod nibbles;
 pub(crate) mod norm;
 mod tiles;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! for panel of 64 columns
-//!   for chunk of k                    a panel's chunk stays in L1 while all rows pass; mostly there is one
+//!   for chunk of k                    a panel's chunk stays in L1 while all rows pass; mostly there is one. Weights that
+//!                                     lie two to a byte are unpacked for it
 //!     for block of 16 rows            the last one starts earlier and computes some rows again
 //!       for step of 64 k              a tile of a, four of b, four products
 //! ```
@@ -28,6 +29,7 @@ use iced_x86::code_asm::{AsmMemoryOperand, AsmRegister64, AsmRegisterTmm, CodeLa
 use super::asm::{Asm, Assembled, at};
 use super::gemm::{EXTRAS, PANEL, Slot, WideGemm, slot};
 use super::lane::{Feed, masks};
+use super::nibbles;
 
 /// Rows of a block.
 pub(super) const BLOCK: usize = 16;
@@ -59,10 +61,12 @@ enum State {
     Block,
     /// What the next block does with the sums of the one at hand.
     Then,
+    /// Weights at hand in memory, where they lie two to a byte.
+    Packed,
 }
 
 /// Values that the leaf's block has behind those of every leaf: scratch for sums, and room.
-pub(super) const STATES: usize = 5;
+pub(super) const STATES: usize = 6;
 
 fn state(s: State) -> AsmMemoryOperand {
     qword_ptr(at(rdi, Slot::Extra(EXTRAS.len()).offset() + 8 * s as i64))
@@ -97,15 +101,16 @@ impl Cut {
         Cut { chunks: all / steps, steps }
     }
 
-    fn bytes_of_weights(self) -> usize {
-        self.steps * STEP * PANEL
+    /// K of a chunk.
+    fn depth(self) -> usize {
+        self.steps * STEP
     }
 }
 
 /// K as the tile unit takes it, padded with zeros.
 pub(super) fn depth(k: usize) -> usize {
     let cut = Cut::of(k);
-    cut.chunks * cut.steps * STEP
+    cut.chunks * cut.depth()
 }
 
 /// Whether padding leaves the unit worth its while.
@@ -139,6 +144,11 @@ struct Leaf<'g> {
 impl Leaf<'_> {
     fn is_chunked(&self) -> bool {
         self.cut.chunks > 1
+    }
+
+    /// Bytes of a chunk of weights in memory.
+    fn chunk_bytes(&self) -> i64 {
+        self.g.layout().packed_len(self.cut.depth(), PANEL) as i64
     }
 
     /// What can come of a block's sums, in this product.
@@ -189,8 +199,20 @@ impl Leaf<'_> {
         asm.c.mov(state(State::Chunks), self.cut.chunks as i32 - 1)?;
         asm.c.mov(slot(Slot::Panels), self.g.n.div_ceil(PANEL) as i32 - 1)?;
         asm.c.mov(rdx, slot(Slot::B))?;
-        asm.c.lea(rbx, ptr(at(rdx, self.cut.bytes_of_weights() as i64)))?;
+        asm.c.lea(rbx, ptr(at(rdx, self.chunk_bytes())))?;
+        if self.g.nibbles {
+            asm.c.mov(state(State::Packed), rdx)?;
+            asm.c.mov(rdx, slot(Slot::Unpacked))?;
+            self.unpack(asm)?;
+        }
         self.locate(asm)
+    }
+
+    /// The chunk at hand, from memory to scratch.
+    fn unpack(&self, asm: &mut Asm) -> Assembled {
+        asm.c.mov(nibbles::FROM, state(State::Packed))?;
+        asm.c.mov(nibbles::TO, rdx)?;
+        nibbles::unpack(asm, self.cut.depth())
     }
 
     // ---- one block
@@ -329,7 +351,7 @@ impl Leaf<'_> {
         }
         asm.c.jmp(done)?;
         asm.c.set_label(&mut chunk)?;
-        self.advance_chunk(asm, done, end)?;
+        self.advance_chunk(asm, end)?;
         asm.c.set_label(&mut done)?;
         asm.c.nop()?;
         Ok(())
@@ -337,8 +359,13 @@ impl Leaf<'_> {
 
     /// Further lines of the next chunk, or again its last ones: what lies behind it would displace it.
     fn advance_fetching(&self, asm: &mut Asm) -> Assembled {
-        let last = 2 * self.cut.bytes_of_weights() as i64 - self.fetched();
-        asm.c.lea(rax, ptr(at(rdx, last)))?;
+        let last = 2 * self.chunk_bytes() - self.fetched();
+        if self.g.nibbles {
+            asm.c.mov(rax, state(State::Packed))?;
+            asm.advance(rax, last)?;
+        } else {
+            asm.c.lea(rax, ptr(at(rdx, last)))?;
+        }
         asm.advance(rbx, self.fetched())?;
         asm.c.cmp(rbx, rax)?;
         asm.c.cmova(rbx, rax)?;
@@ -346,21 +373,35 @@ impl Leaf<'_> {
     }
 
     /// The first block of the next chunk; its weights follow those of this one, in the next panel as well.
-    fn advance_chunk(&self, asm: &mut Asm, done: CodeLabel, end: CodeLabel) -> Assembled {
-        let bytes = self.cut.bytes_of_weights() as i64;
+    fn advance_chunk(&self, asm: &mut Asm, end: CodeLabel) -> Assembled {
+        let mut same_panel = asm.c.create_label();
         asm.c.mov(state(State::Row), 0i32)?;
-        asm.advance(rdx, bytes)?;
-        asm.c.lea(rbx, ptr(at(rdx, bytes)))?;
+        self.advance_weights(asm)?;
         if self.is_chunked() {
             asm.c.mov(rax, state(State::Sums))?;
             asm.c.mov(state(State::Block), rax)?;
             asm.c.dec(state(State::Chunks))?;
-            asm.c.jns(done)?;
+            asm.c.jns(same_panel)?;
             asm.c.mov(state(State::Chunks), self.cut.chunks as i32 - 1)?;
         }
         asm.c.dec(slot(Slot::Panels))?;
         asm.c.js(end)?;
-        self.g.next_panel(asm)
+        self.g.next_panel(asm)?;
+        asm.c.set_label(&mut same_panel)?;
+        if self.g.nibbles { self.unpack(asm) } else { Ok(asm.c.nop()?) }
+    }
+
+    /// The weights at hand are those of the next chunk; what is fetched are those behind them.
+    fn advance_weights(&self, asm: &mut Asm) -> Assembled {
+        let bytes = self.chunk_bytes();
+        if self.g.nibbles {
+            asm.c.mov(rbx, state(State::Packed))?;
+            asm.advance(rbx, bytes)?;
+            asm.c.mov(state(State::Packed), rbx)?;
+            return asm.advance(rbx, bytes);
+        }
+        asm.advance(rdx, bytes)?;
+        Ok(asm.c.lea(rbx, ptr(at(rdx, bytes)))?)
     }
 
     /// Where the block at hand finds its rows of a, and what its sums start with.
@@ -368,7 +409,7 @@ impl Leaf<'_> {
         asm.c.imul_3(rcx, state(State::Row), self.g.a_stride() as i32)?;
         asm.c.add(rcx, slot(Slot::A))?;
         if self.is_chunked() {
-            let bytes = (self.cut.steps * STEP) as i64;
+            let bytes = self.cut.depth() as i64;
             asm.c.imul_3(rax, state(State::Chunks), -bytes as i32)?;
             asm.c.lea(rcx, ptr(rcx + rax + ((self.cut.chunks as i64 - 1) * bytes) as i32))?;
         }

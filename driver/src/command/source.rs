@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use vitc_codegen::Tier;
 use vitc_ir::{Module, Stage, text};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::Observer;
+use vitc_passes::quantize::{Observer, WeightBits, WeightChoice};
 
 use super::Global;
 use crate::artifact;
@@ -36,6 +36,13 @@ pub struct CompileFlags {
     /// How the range of an activation is chosen: `min-max`, `mse`, or `percentile:P` with P such as 99.99.
     #[arg(long, value_name = "OBSERVER", default_value = "min-max", value_parser = parse_observer)]
     pub observer: Observer,
+    /// Bits of the weights of matrix products. Those of 4 bits take half the memory, and cost accuracy.
+    #[arg(long, value_name = "8|4", default_value = "8", value_parser = parse_weight_bits)]
+    pub weight_bits: WeightBits,
+    /// Other bits for the products of these nodes: `PATTERN=4` with `*` for any characters of the ONNX node's name; may be
+    /// repeated, the last pattern that matches counts.
+    #[arg(long, value_name = "PATTERN=BITS", value_parser = parse_weight_bits_of)]
+    pub weight_bits_of: Vec<(String, WeightBits)>,
     /// Integer forms of GELU, softmax and LayerNorm: the cheapest within the error budget, or the published shift forms.
     #[arg(long, value_enum, default_value_t = NonlinearFlag::Auto)]
     pub nonlinear: NonlinearFlag,
@@ -110,6 +117,19 @@ fn parse_observer(text: &str) -> Result<Observer, String> {
     }
 }
 
+fn parse_weight_bits(text: &str) -> Result<WeightBits, String> {
+    match text {
+        "8" => Ok(WeightBits::Eight),
+        "4" => Ok(WeightBits::Four),
+        _ => Err("expected 8 or 4".into()),
+    }
+}
+
+fn parse_weight_bits_of(text: &str) -> Result<(String, WeightBits), String> {
+    let (pattern, bits) = text.rsplit_once('=').ok_or("expected PATTERN=8 or PATTERN=4")?;
+    Ok((pattern.to_string(), parse_weight_bits(bits)?))
+}
+
 impl CompileFlags {
     /// Threads to use.
     pub fn thread_count(&self) -> usize {
@@ -120,6 +140,7 @@ impl CompileFlags {
     pub fn compiler(&self, module: &Module, global: Global) -> Result<Compiler> {
         let mut compiler = Compiler::new()
             .observer(self.observer)
+            .weights(WeightChoice { bits: self.weight_bits, of: self.weight_bits_of.clone() })
             .nonlinear(self.nonlinear.into())
             .threads(self.thread_count())
             .progress(!global.quiet && !global.json);
@@ -144,9 +165,10 @@ impl CompileFlags {
 
     /// Flags that can no longer take effect on a compiled model are an error, not ignored.
     fn refuse_late_choices(&self, path: &Path) -> Result<()> {
-        if self.image.any() || self.calibrate.as_deref().is_some_and(|c| c != "synthetic") {
+        let weights = self.weight_bits != WeightBits::default() || !self.weight_bits_of.is_empty();
+        if weights || self.image.any() || self.calibrate.as_deref().is_some_and(|c| c != "synthetic") {
             bail!(
-                "'{}' is compiled already; --calibrate and the image flags are for `vitc compile`, which records them",
+                "'{}' is compiled already; --calibrate, --weight-bits and the image flags are for `vitc compile`, which records them",
                 path.display()
             );
         }

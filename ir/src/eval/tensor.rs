@@ -362,7 +362,7 @@ fn signed(bytes: Vec<u8>) -> Cow<'static, [i8]> {
 /// The row-major bytes of a packed constant; `None` when its type is not one that can be packed or the length is wrong.
 fn unpack(c: &Const, shape: &[usize]) -> Option<Vec<u8>> {
     let layout = c.layout?;
-    let crate::layout::Layout::Dot4 { columns } = layout;
+    let columns = layout.columns();
     let [outer @ .., k, n] = shape else { return None };
     if c.ty.elem.bytes() != 1 || columns == 0 {
         return None;

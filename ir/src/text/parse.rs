@@ -439,11 +439,14 @@ impl<'a> Parser<'a> {
     }
 
     fn layout(&mut self) -> Parsed<Layout> {
-        self.keyword("dot4")?;
+        let nibbles = self.eat_word("dot4nibbles");
+        if !nibbles {
+            self.keyword("dot4")?;
+        }
         self.expect('(')?;
         let columns = self.count()?;
         self.expect(')')?;
-        Ok(Layout::Dot4 { columns })
+        Ok(if nibbles { Layout::Dot4Nibbles { columns } } else { Layout::Dot4 { columns } })
     }
 
     fn blob_of_scales(&mut self) -> Parsed<Vec<Real>> {

@@ -96,6 +96,7 @@ impl<'m> Printer<'m> {
     fn constant(&mut self, c: &Const) {
         let layout = match c.layout {
             Some(Layout::Dot4 { columns }) => format!(" layout dot4({columns})"),
+            Some(Layout::Dot4Nibbles { columns }) => format!(" layout dot4nibbles({columns})"),
             None => String::new(),
         };
         let data = inline(c).unwrap_or_else(|| self.blob(&c.data));

@@ -85,7 +85,8 @@ impl Draw<'_> {
 
     fn constant(&mut self, number: usize) -> Const {
         let ty = self.ty(false);
-        let layout = Some(Layout::Dot4 { columns: 1 + self.below(9) });
+        let columns = 1 + self.below(9);
+        let layout = Some(self.pick(&[Layout::Dot4 { columns }, Layout::Dot4Nibbles { columns }]));
         let layout = layout.filter(|_| self.below(2) == 1 && stored_len(&ty, layout).is_ok());
         let data = (0..stored_len(&ty, layout).unwrap()).map(|_| self.byte()).collect::<Vec<u8>>();
         Const { name: format!("{}{number}", self.text()), ty, layout, data: data.into() }
@@ -263,7 +264,7 @@ proptest! {
     }
 }
 
-const WORDS: [&str; 48] = [
+const WORDS: [&str; 49] = [
     "module",
     "stage",
     "meta",
@@ -276,6 +277,7 @@ const WORDS: [&str; 48] = [
     "blob",
     "layout",
     "dot4",
+    "dot4nibbles",
     "at",
     "loc",
     "q",
@@ -482,6 +484,8 @@ fn single_problems() {
         ("const @a : tensor<4x4xi8> layout dot4(9223372036854775807) = blob(0, 16)", "const-data"),
         ("const @a : tensor<4xi8> layout dot4(8) = blob(0, 16)", "const-data"),
         ("const @a : tensor<4x4xi32> layout dot4(8) = blob(0, 64)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout dot4nibbles(8) = blob(0, 32)", "const-data"),
+        ("const @a : tensor<4x4xu8> layout dot4nibbles(8) = blob(0, 16)", "const-data"),
         ("const @a : tensor<i8> = [128]", "range"),
         ("const @a : tensor<f32> = [0x1p128]", "range"),
         ("const @a : tensor<f32> = [0x1.000001p0]", "range"),

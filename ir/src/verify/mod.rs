@@ -23,7 +23,7 @@ mod types;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::graph::{Def, Module, ValueId};
 use crate::layout::Layout;
-use crate::types::{Shape, TensorType};
+use crate::types::{Elem, Shape, TensorType};
 
 /// Checks structure, types, stage, lane programs and plan; reports every violation at once.
 ///
@@ -100,12 +100,17 @@ pub(crate) fn stored_len(ty: &TensorType, layout: Option<Layout>) -> Result<usiz
     let many = || "a constant with too many elements".to_string();
     let dims = ty.shape.as_fixed().ok_or("a constant's shape cannot depend on the batch")?;
     let plain = ty.bytes().and_then(|d| d.as_fixed()).ok_or_else(many)?;
-    let Some(Layout::Dot4 { columns }) = layout else { return Ok(plain) };
+    let Some(layout) = layout else { return Ok(plain) };
+    let columns = layout.columns();
     let [lead @ .., k, n] = &dims[..] else { return Err("a packed constant has at least two dimensions".into()) };
     if ty.elem.bytes() != 1 || !(1..=limits::PANEL).contains(&columns) {
         return Err(format!("dot4 packs bytes in panels of 1 to {} columns", limits::PANEL));
     }
+    if matches!(layout, Layout::Dot4Nibbles { .. }) && ty.elem != Elem::I8 {
+        return Err(format!("nibbles hold elements of i8, not of {}", ty.elem));
+    }
     let rows = k.checked_next_multiple_of(4).ok_or_else(many)?;
     let columns = n.checked_next_multiple_of(columns).ok_or_else(many)?;
-    lead.iter().try_fold(rows.checked_mul(columns).ok_or_else(many)?, |len, &d| len.checked_mul(d)).ok_or_else(many)
+    let matrix = rows.checked_mul(columns).ok_or_else(many)? / layout.elements_per_byte();
+    lead.iter().try_fold(matrix, |len, &d| len.checked_mul(d)).ok_or_else(many)
 }

@@ -17,7 +17,7 @@ use vitc_ir::{Class, Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op
 
 /// What the planner must know of the code generator.
 pub struct Target<'a> {
-    /// Layout in which the weights [k, n] of a matrix product are streamed.
+    /// Layout in which the weights [k, n] of a matrix product are streamed when they take whole bytes.
     pub weight_layout: &'a dyn Fn(usize, usize) -> Layout,
     /// Whether that value, the result of movement, can be addressed as offset and strides.
     pub is_view: &'a dyn Fn(&Module, ValueId) -> bool,
@@ -106,9 +106,12 @@ fn weights<'a>(module: &'a Module, node: &Node, i: usize) -> Option<&'a Const> {
     }
 }
 
+/// Two weights to a byte where all of them fit, whatever they come from: half the bytes of the artifact, and to stream.
 fn pack_const(c: &Const, target: &Target<'_>) -> Const {
     let (k, n) = (c.ty.shape.0[0].size, c.ty.shape.0[1].size);
     let layout = (target.weight_layout)(k, n);
+    let nibbles = Layout::Dot4Nibbles { columns: layout.columns() };
+    let layout = if nibbles.holds(&c.data) { nibbles } else { layout };
     let data = Bytes::from(layout.pack(k, n, &c.data));
     Const { name: c.name.clone(), ty: c.ty.clone(), layout: Some(layout), data }
 }

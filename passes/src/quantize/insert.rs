@@ -5,15 +5,20 @@ use std::collections::BTreeMap;
 use vitc_ir::{Class, Const, Def, Diagnostic, Elem, Module, Node, Op, Quant, Stage, TensorType, ValueId};
 
 use super::sites::{self, Demand, Role, Sites, demand};
-use super::weights::{self, Channels};
+use super::weights::{self, Channels, WeightBits, WeightChoice};
 
 /// Biases at the accumulator's scale stay below 2^29, so that no accumulator leaves 32 bits because of its bias.
 const LARGEST_BIAS: f64 = (1 << 29) as f64;
 
 /// Inserts quantization; `quants` holds one for each group of sites.
-pub(crate) fn insert(module: &Module, sites: &Sites, quants: &BTreeMap<usize, Quant>) -> Result<Module, Diagnostic> {
+pub(crate) fn insert(
+    module: &Module,
+    sites: &Sites,
+    quants: &BTreeMap<usize, Quant>,
+    bits: &WeightChoice,
+) -> Result<Module, Diagnostic> {
     let to = module.successor(Stage::Quantize);
-    let mut insert = Insert { from: module, sites, quants, to, plain: BTreeMap::new(), integer: BTreeMap::new() };
+    let mut insert = Insert { from: module, sites, quants, bits, to, plain: BTreeMap::new(), integer: BTreeMap::new() };
     insert.to.lanes = module.lanes.clone();
     insert.inputs()?;
     for n in 0..module.nodes.len() {
@@ -33,6 +38,7 @@ struct Insert<'a> {
     from: &'a Module,
     sites: &'a Sites,
     quants: &'a BTreeMap<usize, Quant>,
+    bits: &'a WeightChoice,
     to: Module,
     /// Float values of the old module in the new one.
     plain: BTreeMap<ValueId, ValueId>,
@@ -176,7 +182,11 @@ impl Insert<'_> {
             }
             None => operands.push(self.operand(n, 0)?),
         }
-        let found = weights.quantize(self.input_scale(n, image.is_some())?);
+        let bits = match node.op {
+            Op::MatMul {} if image.is_none() => self.bits.bits_of(node.loc.as_deref().unwrap_or_default()),
+            _ => WeightBits::Eight,
+        };
+        let found = weights.quantize(bits, self.input_scale(n, image.is_some())?);
         let bias = image.map(|image| weights.bias_without_mean(image, &found));
         let quant = Quant::per_axis(found.scales.iter().copied(), axis, 0);
         let ty = TensorType::new(Elem::I8, weights.ty.shape.clone()).with_quant(quant);
@@ -233,9 +243,9 @@ struct FloatWeights {
 }
 
 impl FloatWeights {
-    fn quantize(&self, input_scale: f64) -> weights::Weights {
+    fn quantize(&self, bits: WeightBits, input_scale: f64) -> weights::Weights {
         let floor: Vec<f64> = self.bias.iter().map(|b| f64::from(b.abs()) / (input_scale * LARGEST_BIAS)).collect();
-        weights::quantize(&self.values, self.shape, &floor)
+        weights::quantize(&self.values, self.shape, bits, &floor)
     }
 
     /// Input channel of a convolution's weight: the image has one group.

@@ -13,9 +13,10 @@ mod sites;
 mod tests;
 mod weights;
 
-use vitc_ir::{Diagnostics, Module};
+use vitc_ir::{Diagnostic, Diagnostics, Module, Op};
 
 pub use observe::{Calibration, observe};
+pub use weights::{WeightBits, WeightChoice};
 
 /// How the range of an activation is chosen from what was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -30,24 +31,40 @@ pub enum Observer {
 }
 
 /// What the quantize room is told.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct QuantOptions {
     /// Ranges of 8-bit activations. The 16-bit residual stream always keeps everything seen, and weights are always
     /// searched for the least squared error, channel by channel.
     pub observer: Observer,
+    /// Bits of the weights of matrix products.
+    pub weights: WeightChoice,
     /// Threads that calibrate; the result does not depend on it.
     pub threads: usize,
 }
 
 impl Default for QuantOptions {
     fn default() -> QuantOptions {
-        QuantOptions { observer: Observer::MinMax, threads: 1 }
+        QuantOptions { observer: Observer::MinMax, weights: WeightChoice::default(), threads: 1 }
     }
 }
 
 /// Quantizes a module of stage `shape` with the ranges that [`observe`] saw on it.
 pub fn run(module: &Module, calibration: &Calibration, options: &QuantOptions) -> Result<Module, Diagnostics> {
+    check_patterns(module, &options.weights)?;
     let sites = sites::Sites::of(module);
     let quants = range::decide(module, &sites, calibration, options)?;
-    insert::insert(module, &sites, &quants).map_err(Diagnostics::from)
+    insert::insert(module, &sites, &quants, &options.weights).map_err(Diagnostics::from)
+}
+
+/// A pattern that no product matches is a slip of the pen, not a wish for nothing.
+fn check_patterns(module: &Module, choice: &WeightChoice) -> Result<(), Diagnostic> {
+    let products = module.nodes.iter().filter(|n| matches!(n.op, Op::MatMul {}));
+    let products = products.filter(|n| module.const_of(n.operands[1]).is_some());
+    match choice.unmatched(products.filter_map(|n| n.loc.as_deref())) {
+        Some(pattern) => {
+            let message = format!("no matrix product with weights has a name like `{pattern}`");
+            Err(Diagnostic::new("weight-bits", message))
+        }
+        None => Ok(()),
+    }
 }

@@ -74,7 +74,7 @@ fn calibrate(m: &Module, options: &QuantOptions) -> Calibration {
 fn threads_do_not_change_the_calibration() {
     let m = transformer(&CleanOptions::default(), [0; 4]);
     for observer in [Observer::MinMax, Observer::Percentile(99.9), Observer::Mse] {
-        let of = |threads| calibrate(&m, &QuantOptions { observer, threads });
+        let of = |threads| calibrate(&m, &QuantOptions { observer, threads, ..QuantOptions::default() });
         let one = of(1);
         assert_eq!(one.inputs, 9);
         for threads in [2, 3, 7, 16] {
@@ -124,7 +124,7 @@ fn the_simulation_is_close_to_float() {
     for (clean_options, pads) in [(pixel_options(), [0; 4]), (CleanOptions::default(), [1, 1, 1, 1])] {
         let m = transformer(&clean_options, pads);
         for observer in [Observer::MinMax, Observer::Percentile(99.99), Observer::Mse] {
-            let options = QuantOptions { observer, threads: 2 };
+            let options = QuantOptions { observer, threads: 2, ..QuantOptions::default() };
             let q = run(&m, &calibrate(&m, &options), &options).unwrap();
             assert_eq!(q.stage, Stage::Quantize);
             vitc_ir::verify::verify(&q).unwrap();

@@ -83,6 +83,12 @@ fn packed_and_unaligned_constants_are_read() {
     let c = Const { name: "w".into(), ty, layout: Some(layout), data: packed.into() };
     assert_eq!(Tensor::from_const(&c).unwrap().to_ints(), (1..=30).collect::<Vec<_>>());
     assert!(Tensor::from_const(&Const { data: bytes::Bytes::from(vec![0; 7]), ..c.clone() }).is_err());
+    let halves = Layout::Dot4Nibbles { columns: 8 };
+    let small: Vec<i64> = (0..30).map(|i| i * 11 % 16 - 8).collect();
+    let bytes: Vec<u8> = small.iter().map(|&v| v as u8).collect();
+    let packed: Vec<u8> = bytes.chunks(15).flat_map(|matrix| halves.pack(5, 3, matrix)).collect();
+    let nibbles = Const { layout: Some(halves), data: packed.into(), ..c.clone() };
+    assert_eq!(Tensor::from_const(&nibbles).unwrap().to_ints(), small);
     let wide = Const { ty: TensorType::new(Elem::I16, Shape::fixed(&[2, 5, 3])), ..c };
     assert!(Tensor::from_const(&wide).is_err());
 
