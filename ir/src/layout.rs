@@ -48,48 +48,72 @@ impl Layout {
         k.next_multiple_of(4) * n.next_multiple_of(self.columns()) / self.elements_per_byte()
     }
 
-    /// Where element (`row`, `column`) is in the packed matrix: its byte, and the bits below it in that byte.
-    fn place(self, k: usize, row: usize, column: usize) -> (usize, u32) {
-        let columns = self.columns();
-        let panel = (column / columns) * k.next_multiple_of(4) * columns;
-        let within = (column % columns) * 4 + row % 4;
-        match self {
-            Layout::Dot4 { .. } => (panel + (row / 4) * 4 * columns + within, 0),
-            Layout::Dot4Nibbles { .. } => {
-                let half = 2 * columns;
-                (panel / 2 + (row / 4) * half + within % half, if within < half { 0 } else { 4 })
-            }
-        }
-    }
-
     /// Packs row-major [k, n] bytes that the layout [holds](Layout::holds).
     pub fn pack(self, k: usize, n: usize, plain: &[u8]) -> Vec<u8> {
-        let mask = if self.elements_per_byte() == 1 { 0xff } else { 0x0f };
-        let mut packed = vec![0; self.packed_len(k, n)];
-        for row in 0..k {
-            for column in 0..n {
-                let (byte, shift) = self.place(k, row, column);
-                packed[byte] |= (plain[row * n + column] & mask) << shift;
-            }
+        let mut bytes = vec![0; k.next_multiple_of(4) * n.next_multiple_of(self.columns())];
+        for run in self.runs(k, n) {
+            let to = bytes[run.packed..].iter_mut().step_by(4);
+            to.zip(&plain[run.plain..][..run.columns]).for_each(|(to, &from)| *to = from);
         }
-        packed
+        match self {
+            Layout::Dot4 { .. } => bytes,
+            Layout::Dot4Nibbles { columns } => join_nibbles(&bytes, columns),
+        }
     }
 
     /// The row-major bytes of a packed [k, n] matrix.
     pub fn unpack(self, k: usize, n: usize, packed: &[u8]) -> Vec<u8> {
-        let mut plain = Vec::with_capacity(k * n);
-        for row in 0..k {
-            plain.extend((0..n).map(|column| {
-                let (byte, shift) = self.place(k, row, column);
-                match self {
-                    Layout::Dot4 { .. } => packed[byte],
-                    // Up to the sign bit, then down with the sign.
-                    Layout::Dot4Nibbles { .. } => ((packed[byte] << (4 - shift)) as i8 >> 4) as u8,
-                }
-            }));
+        let split;
+        let bytes = match self {
+            Layout::Dot4 { .. } => packed,
+            Layout::Dot4Nibbles { columns } => {
+                split = split_nibbles(packed, columns);
+                &split
+            }
+        };
+        let mut plain = vec![0; k * n];
+        for run in self.runs(k, n) {
+            let from = bytes[run.packed..].iter().step_by(4);
+            plain[run.plain..][..run.columns].iter_mut().zip(from).for_each(|(to, &from)| *to = from);
         }
         plain
     }
+
+    /// The pieces of rows that panels hold, panel by panel.
+    fn runs(self, k: usize, n: usize) -> impl Iterator<Item = Run> {
+        let columns = self.columns();
+        let panel_bytes = k.next_multiple_of(4) * columns;
+        (0..n.div_ceil(columns)).flat_map(move |panel| {
+            (0..k).map(move |row| Run {
+                plain: row * n + panel * columns,
+                packed: panel * panel_bytes + row / 4 * 4 * columns + row % 4,
+                columns: columns.min(n - panel * columns),
+            })
+        })
+    }
+}
+
+/// Consecutive elements of a row; packed they are four bytes apart.
+struct Run {
+    plain: usize,
+    packed: usize,
+    columns: usize,
+}
+
+/// Bytes in the order of `Dot4` as nibbles: of each group the first half low, the second half high.
+fn join_nibbles(bytes: &[u8], columns: usize) -> Vec<u8> {
+    let join = |group: &[u8]| {
+        let (low, high) = group.split_at(2 * columns);
+        low.iter().zip(high).map(|(l, h)| (l & 0x0f) | (h << 4)).collect::<Vec<u8>>()
+    };
+    bytes.chunks_exact(4 * columns).flat_map(join).collect()
+}
+
+/// What [`join_nibbles`] made, as bytes again, with their signs.
+fn split_nibbles(packed: &[u8], columns: usize) -> Vec<u8> {
+    let low = |b: &u8| ((b << 4) as i8 >> 4) as u8;
+    let high = |b: &u8| (*b as i8 >> 4) as u8;
+    packed.chunks_exact(2 * columns).flat_map(|group| group.iter().map(low).chain(group.iter().map(high))).collect()
 }
 
 #[cfg(test)]
