@@ -604,23 +604,21 @@ impl Gemm {
         columns: usize,
     ) {
         let zero = e.constant(I8X16, 0);
-        let flip = self.flip(b).then(|| e.constant(I8X16, -128));
         let r: Vec<Value> = (0..4)
             .map(|i| {
                 if i >= rows {
                     return zero;
                 }
                 let v = load_columns(e, Addr { base: from, disp: 0 }.plus(i as i64 * stride), columns);
-                match flip {
-                    Some(flip) if columns == PANEL => e.b.ins().bxor(v, flip),
-                    Some(flip) => {
-                        let kept: [u8; 16] = std::array::from_fn(|i| if i < columns { 0x80 } else { 0 });
-                        let _ = flip;
-                        let kept = e.bytes16(kept);
-                        e.b.ins().bxor(v, kept)
-                    }
-                    None => v,
+                if !self.flip(b) {
+                    return v;
                 }
+                // What is beyond the columns stays zero.
+                let mask = match columns {
+                    PANEL => e.constant(I8X16, -128),
+                    _ => e.bytes16(std::array::from_fn(|i| if i < columns { 0x80 } else { 0 })),
+                };
+                e.b.ins().bxor(v, mask)
             })
             .collect();
         let low = |e: &mut Emit<'_>, a, b| interleave_low(e, a, b, 1);

@@ -56,6 +56,11 @@ impl Spec {
         }
     }
 
+    /// Whether its inner part is a leaf of the wide tiers.
+    pub(crate) fn is_wide(&self) -> bool {
+        matches!(self, Spec::WideAttention(_) | Spec::WideGemm(_) | Spec::WideMap(_) | Spec::WideNorm(_))
+    }
+
     /// Bytes of scratch for each thread.
     pub(crate) fn scratch_bytes(&self) -> usize {
         match self {

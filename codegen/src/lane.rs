@@ -451,7 +451,7 @@ impl<'c, 'a> Code<'c, 'a> {
         let bytes = self.indices(index, bias);
         let longs = self.e.cast(I64X2, bytes);
         let packed = self.e.b.ins().extractlane(longs, 0);
-        let entries: Vec<Value> = (0..self.count).map(|lane| self.entry(table, packed, lane)).collect();
+        let entries: Vec<Value> = (0..self.count).map(|lane| self.entry(packed, lane)).collect();
         gather(self.e, elem, &entries.iter().map(|&i| (table, i)).collect::<Vec<_>>())
     }
 
@@ -468,7 +468,7 @@ impl<'c, 'a> Code<'c, 'a> {
     }
 
     /// Index of `lane` within the table.
-    fn entry(&mut self, _table: Value, packed: Value, lane: usize) -> Value {
+    fn entry(&mut self, packed: Value, lane: usize) -> Value {
         let by = self.e.iconst(8 * lane as i64);
         let shifted = self.e.b.ins().ushr(packed, by);
         let mask = self.e.iconst(255);

@@ -248,7 +248,9 @@ impl<M: Backend> Planner<'_, M> {
     }
 
     fn step(&mut self, call: Call) -> Lowered {
-        let name = format!("{}__{}", call.name, self.tier.word());
+        // A kernel without a leaf says so by its name: it is the portable one, whatever the tier.
+        let tier = if self.tier.is_wide() && !call.spec.is_wide() { Tier::Portable } else { self.tier };
+        let name = format!("{}__{}", call.name, tier.word());
         let kernel = self.kernels.get(self.backend, call.spec, &name)?;
         let node = &self.module.nodes[self.node];
         let source = node.loc.as_deref().map_or_else(|| format!("node {}", self.node), str::to_string);
