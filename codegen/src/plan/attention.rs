@@ -1,7 +1,7 @@
 //! `fused.attention`: the parts of a head over scratch, and where the heads lie.
 
 use cranelift_module::Module as Backend;
-use vitc_ir::lane::{Access, Input, Program};
+use vitc_ir::lane::{Access, Input, Inst, Program};
 use vitc_ir::{Const, Dim, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::Buffer;
 
@@ -10,6 +10,7 @@ use super::product::{bias_program, reading, single_stride, zero_points};
 use super::{Call, Lowered, Planner, extent, joint, product_of};
 use crate::attention::Attention;
 use crate::gemm::{Gemm, Reading, Weights};
+use crate::isa::Tier;
 use crate::kernel::Spec;
 use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work};
@@ -72,7 +73,7 @@ impl<M: Backend> Planner<'_, M> {
             exp: over_rows(exp, [scratch(Elem::I32, keys), table.remove(0), weights.clone()].into()),
             sum: over_rows(Work::Sum, vec![weights, row]),
             reciprocal: Rows { c: 1, ..reciprocal },
-            values: self.values(&v, &out, size, value_zeros, &requantize_rows(shift, zero_point, to))?,
+            values: self.values(&v, &out, size, value_zeros, &requantize_rows(shift, zero_point, to, false))?,
             sizes: sizes.clone(),
         };
         let items = product_of(&sizes)?;
@@ -86,9 +87,19 @@ impl<M: Backend> Planner<'_, M> {
 
     /// The same as a kernel of the wide tiers, where that can do it.
     fn widened_attention(&mut self, narrow: &Attention, node: &Node) -> Lowered<Option<WideAttention>> {
-        let Op::FusedAttention { table_bits, .. } = node.op else { return Ok(None) };
+        let Op::FusedAttention { table_bits, shift, zero_point, to, .. } = node.op else { return Ok(None) };
+        let tiled = if self.tier == Tier::AmxInt8 && narrow.is_worth_tiles() {
+            let starts = narrow.values.b_zero != 0;
+            Some(self.lane(
+                &requantize_rows(shift, zero_point, to, starts),
+                &[None, None, None][..2 + usize::from(starts)],
+            )?)
+        } else {
+            None
+        };
         let table = self.const_of(node.operands[3]).filter(|_| self.tier.is_wide()).map(Const::ints);
-        let Some(wide) = table.and_then(|table| WideAttention::of(narrow, &table, table_bits)) else { return Ok(None) };
+        let wide = table.and_then(|table| WideAttention::of(narrow, &table, table_bits, tiled.as_ref()));
+        let Some(wide) = wide else { return Ok(None) };
         Ok(self.kernels.fits(&Spec::WideAttention(Box::new(wide.clone())))?.then_some(wide))
     }
 
@@ -177,10 +188,15 @@ fn unpermuted<T: Clone>(x: &[T], perm: &[usize]) -> Vec<T> {
     out
 }
 
-/// `int.requant_rows` of an accumulator.
-fn requantize_rows(shift: u32, zero_point: i64, output: Elem) -> Program {
+/// `int.requant_rows` of an accumulator, to which, if `starts`, the third input adds what is the same for a row.
+fn requantize_rows(shift: u32, zero_point: i64, output: Elem, starts: bool) -> Program {
     let input = |access| Input { elem: Elem::I32, access };
+    let mut inputs = vec![input(Access::Element), input(Access::Row)];
     let mut insts = requantize_head(Elem::I32, 0);
+    if starts {
+        inputs.push(input(Access::Row));
+        insts = vec![Inst::Load(0), Inst::Load(2), Inst::Add(0, 1), Inst::Load(1), Inst::MulWide(2, 3)];
+    }
     rounded(&mut insts, shift, zero_point);
-    Program { inputs: vec![input(Access::Element), input(Access::Row)], insts, output }
+    Program { inputs, insts, output }
 }

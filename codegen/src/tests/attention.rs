@@ -53,8 +53,14 @@ impl Case {
         }
     }
 
-    /// Heads split out of `[N, tokens, heads * d]`, the result merged again, as transformers have it.
     fn heads(&self, [tokens, heads, d]: [usize; 3]) {
+        let (mut m, y) = self.split_heads([tokens, heads, d]);
+        let ranges = self.elems.map(|e| if e == Elem::I16 { (-300, 300) } else { full(e) });
+        check(&mut m, y, (tokens * 31 + d) as u64, &ranges);
+    }
+
+    /// Heads split out of `[N, tokens, heads * d]`, the result merged again, as transformers have it.
+    fn split_heads(&self, [tokens, heads, d]: [usize; 3]) -> (Module, ValueId) {
         let mut m = module();
         let split = batched(&[tokens, heads, d]);
         let [q, k, v] = [(0, [0, 2, 1, 3]), (1, [0, 2, 3, 1]), (2, [0, 2, 1, 3])].map(|(n, perm)| {
@@ -64,8 +70,7 @@ impl Case {
         });
         let table = self.exp.table(&mut m);
         let y = node(&mut m, self.op(), &[q, k, v, table]);
-        let ranges = self.elems.map(|e| if e == Elem::I16 { (-300, 300) } else { full(e) });
-        check(&mut m, y, (tokens * 31 + d) as u64, &ranges);
+        (m, y)
     }
 }
 
@@ -102,6 +107,53 @@ fn sizes_that_fill_nothing() {
         usual(SHORT).heads(size);
     }
     usual(SHORT).heads([197, 3, 64]);
+}
+
+/// Both products on the tile unit: keys and d that fill no tile, several steps over d, keys in several chunks, signs, zero
+/// points, a last block that computes rows again, more rows than have their weights in scratch at a time.
+#[test]
+fn tiles_of_every_size_and_sign() {
+    use Elem::{I8, I16, U8};
+    if Tier::AmxInt8.missing().is_some() {
+        return;
+    }
+    let sizes = [[16, 2, 16], [17, 1, 80], [49, 2, 32], [50, 1, 72], [64, 1, 100], [33, 1, 130], [197, 1, 64]];
+    let types = [
+        ([U8, I8, I8], [120, 0, 0], U8, 37),
+        ([I8, U8, U8], [-7, 99, 131], U8, 31),
+        ([U8, U8, I8], [255, 128, -128], I16, 29),
+        ([I8, I8, U8], [-128, 3, 128], I8, 36),
+    ];
+    for (i, [tokens, heads, d]) in sizes.into_iter().enumerate() {
+        for j in 0..2 {
+            let (elems, zeros, to, shift) = types[(i + 2 * j + i / 4) % 4];
+            let case = Case { elems, zeros, shift, to, ..usual(SHORT) };
+            let (mut m, y) = case.split_heads([tokens.max(32 * j), heads, d]);
+            m.output("y", y);
+            check_at(&m, Tier::AmxInt8, 1 + j, 1 + j, (tokens * 31 + d) as u64, &[]);
+        }
+    }
+    let (mut m, y) = usual(SHORT).split_heads([530, 1, 17]);
+    m.output("y", y);
+    check_at(&m, Tier::AmxInt8, 1, 1, 3, &[]);
+}
+
+#[test]
+fn attention_runs_on_tiles() {
+    if Tier::AmxInt8.missing().is_some() {
+        return;
+    }
+    for (elem, product) in [(Elem::U8, "tdpbusd"), (Elem::I8, "tdpbssd")] {
+        let (mut m, y) = Case { elems: [elem, Elem::I8, Elem::I8], ..usual(SHORT) }.split_heads([197, 3, 64]);
+        m.output("y", y);
+        let compiled = compile(&m, &Options { tier: Tier::AmxInt8, ..Options::default() }).unwrap();
+        let texts = compiled.kernels.iter().map(|k| crate::disassemble(&k.code[..k.instructions]));
+        let texts: Vec<String> = texts.filter(|t| t.contains("tilerelease")).collect();
+        let scores = texts.iter().find(|t| t.contains("vpermi2w")).expect("scores and softmax");
+        assert_eq!(scores.matches(product).count(), 13);
+        let values = texts.iter().find(|t| !t.contains("vpermi2w")).expect("values");
+        assert_eq!(values.matches("tdpbusd").count(), 2 * 4 * 4, "a block without outputs and one with");
+    }
 }
 
 #[test]

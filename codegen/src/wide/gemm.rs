@@ -11,21 +11,21 @@
 //!           for row of the tile    lane program on 64 outputs
 //! ```
 //!
-//! Registers, of 32: 6 rows x 4 vectors of sixteen `i32` sums, 4 vectors of b (four k of sixteen columns each), 2 that
-//! hold four k of a row of a in every lane. Each step is 24 products for 10 loads, so products bound it at any width of
-//! the load unit; 64 columns make the bytes of a row of outputs one line.
+//! Registers: those of a tile (see `dot.rs`). Each step is 24 products for 10 loads, so products bound it at any width of the
+//! load unit; 64 columns make the bytes of a row of outputs one line.
 //!
 //! The leaf's block: see [`Slot`].
 
 use cranelift_codegen::ir::{InstBuilder, Value, types};
-use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi};
-use iced_x86::code_asm::{AsmRegister64, dword_ptr, ptr, qword_ptr, zmmword_ptr};
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r12, r13, r14, r15, rbp, rbx, rcx, rdi, rdx, rsi};
+use iced_x86::code_asm::{AsmRegister64, ptr, qword_ptr, zmmword_ptr};
 use vitc_ir::layout::Layout;
 use vitc_ir::{Dim, Elem};
 
 use super::asm::{Asm, Assembled, at, z};
+use super::dot::{self, RIGHT, Right, TILE, Tile, sum};
 use super::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, is_supported, masks};
-use super::{nibbles, tiles};
+use super::tiles;
 use crate::copy::copy_factors;
 use crate::emit::{Addr, Emit};
 use crate::gemm::{self, Gemm, Reading};
@@ -36,42 +36,12 @@ use crate::view::{Factor, Lin};
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = ROW;
-/// Rows of a register tile: with four vectors each, 24 of 32 registers.
-const TILE: usize = 6;
-/// Steps of four k in one turn of the inner loop: enough that the loop's own instructions vanish.
-const UNROLL: usize = 4;
 /// Bytes of copied rows at a time; they are read once for each panel, from the second-level cache.
 const CHUNK_BYTES: usize = 256 << 10;
 /// The registers that walk the lane program's inputs.
 pub(super) const EXTRAS: [AsmRegister64; 5] = [r12, r13, r14, r15, rbp];
-/// The two registers that hold elements of a.
-const SPLAT: [u8; 2] = [28, 29];
-/// The first of four registers that hold weights.
-const WEIGHTS: u8 = 24;
-
-/// Two more hold what unpacking needs, in a tile that does it.
-const NIBBLES: nibbles::Constants = nibbles::Constants { mask: 30, signed: 31 };
 /// The register that walks unpacked weights: that of the corrections, from which the sums have started by then.
 const UNPACK_TO: AsmRegister64 = r9;
-
-/// How a tile of rows finds weights.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Weights {
-    /// As they are multiplied.
-    Bytes,
-    /// Two to a byte; the tile leaves them unpacked in scratch.
-    Nibbles,
-}
-
-impl Weights {
-    /// Bytes of four k of a panel.
-    fn group_bytes(self) -> i64 {
-        match self {
-            Weights::Bytes => nibbles::GROUP,
-            Weights::Nibbles => nibbles::PACKED_GROUP,
-        }
-    }
-}
 
 /// The leaf's block of 64-bit values.
 #[derive(Clone, Copy)]
@@ -327,6 +297,9 @@ impl WideGemm {
 
     // ---- the leaf
 
+    /// Leaves of a product on tiles.
+    pub(super) const TILED_LEAVES: usize = 2;
+
     /// The code of the leaves that the kernel calls.
     pub(crate) fn leaves(&self) -> Assembled<Vec<Vec<u8>>> {
         let mut leaves = vec![self.assemble()?];
@@ -357,39 +330,11 @@ impl WideGemm {
     /// All rows of one panel.
     fn panel(&self, asm: &mut Asm, columns: usize) -> Assembled {
         self.load_pointers(asm)?;
-        let (mut rows, mut tail, mut single, mut done) =
-            (asm.c.create_label(), asm.c.create_label(), asm.c.create_label(), asm.c.create_label());
-        let tile = TILE as i32;
         if self.nibbles {
             self.first_tile(asm, columns)?;
         }
-        asm.c.set_label(&mut rows)?;
-        asm.c.cmp(rsi, tile)?;
-        asm.c.jl(tail)?;
-        self.tile(asm, TILE, columns, Weights::Bytes)?;
-        self.advance_rows(asm, TILE as i64)?;
-        asm.c.sub(rsi, tile)?;
-        asm.c.jmp(rows)?;
-
-        asm.c.set_label(&mut tail)?;
-        asm.c.test(rsi, rsi)?;
-        asm.c.jz(done)?;
-        asm.c.cmp(slot(Slot::Rows), tile)?;
-        asm.c.jl(single)?;
-        // Some rows again: then the last tile is whole.
-        asm.c.sub(rsi, tile)?;
-        self.move_rows(asm)?;
-        asm.c.mov(rsi, i64::from(tile) as u64)?;
-        asm.c.jmp(rows)?;
-
-        asm.c.set_label(&mut single)?;
-        self.tile(asm, 1, columns, Weights::Bytes)?;
-        self.advance_rows(asm, 1)?;
-        asm.c.dec(rsi)?;
-        asm.c.jnz(single)?;
-        asm.c.set_label(&mut done)?;
-        asm.c.nop()?;
-        Ok(())
+        let walkers = self.walkers();
+        dot::each_tile(asm, slot(Slot::Rows), &walkers, |asm, rows| self.tile(asm, rows, columns, Right::Bytes))
     }
 
     /// The first rows of a panel whose weights lie two to a byte: they unpack it for those behind them.
@@ -397,13 +342,13 @@ impl WideGemm {
         let (mut few, mut done) = (asm.c.create_label(), asm.c.create_label());
         asm.c.cmp(rsi, TILE as i32)?;
         asm.c.jl(few)?;
-        self.tile(asm, TILE, columns, Weights::Nibbles)?;
-        self.advance_rows(asm, TILE as i64)?;
+        self.tile(asm, TILE, columns, Right::Nibbles { to: UNPACK_TO })?;
+        dot::advance(asm, &self.walkers(), TILE as i64)?;
         asm.c.sub(rsi, TILE as i32)?;
         asm.c.jmp(done)?;
         asm.c.set_label(&mut few)?;
-        self.tile(asm, 1, columns, Weights::Nibbles)?;
-        self.advance_rows(asm, 1)?;
+        self.tile(asm, 1, columns, Right::Nibbles { to: UNPACK_TO })?;
+        dot::advance(asm, &self.walkers(), 1)?;
         asm.c.dec(rsi)?;
         asm.c.set_label(&mut done)?;
         Ok(asm.c.mov(rdx, slot(Slot::Unpacked))?)
@@ -448,22 +393,7 @@ impl WideGemm {
         [(rcx, self.a_stride()), (r8, self.out.row_stride())].into_iter().chain(extras).collect()
     }
 
-    fn advance_rows(&self, asm: &mut Asm, rows: i64) -> Assembled {
-        self.walkers().into_iter().try_for_each(|(register, stride)| asm.advance(register, rows * stride))
-    }
-
-    /// Moves all pointers by rsi rows.
-    fn move_rows(&self, asm: &mut Asm) -> Assembled {
-        for (register, stride) in self.walkers() {
-            if stride != 0 {
-                asm.c.imul_3(rax, rsi, stride as i32)?;
-                asm.c.add(register, rax)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn tile(&self, asm: &mut Asm, rows: usize, columns: usize, weights: Weights) -> Assembled {
+    fn tile(&self, asm: &mut Asm, rows: usize, columns: usize, right: Right) -> Assembled {
         let vectors = columns.div_ceil(LANES);
         for row in 0..rows {
             for v in 0..vectors {
@@ -475,69 +405,27 @@ impl WideGemm {
                 }
             }
         }
-        self.products(asm, rows, vectors, weights)?;
+        self.products(asm, rows, vectors, right)?;
         (0..rows).try_for_each(|row| self.epilogue(asm, row, columns))
     }
 
     /// Sums over all of k.
-    fn products(&self, asm: &mut Asm, rows: usize, vectors: usize, weights: Weights) -> Assembled {
-        let steps = self.depth() / 4;
-        let (turns, rest) = (steps / UNROLL, steps % UNROLL);
-        asm.c.mov(r10, rcx)?;
-        asm.c.mov(r11, rdx)?;
-        if weights == Weights::Nibbles {
-            asm.c.mov(UNPACK_TO, slot(Slot::Unpacked))?;
-            NIBBLES.load(asm)?;
+    fn products(&self, asm: &mut Asm, rows: usize, vectors: usize, right: Right) -> Assembled {
+        let (a, steps) = ((rcx, self.a_stride()), self.depth() / 4);
+        let tile = Tile { rows, vectors, steps, a, b: rdx, right, fetch: Some(rbx) };
+        if right == Right::Bytes {
+            return tile.multiply(asm);
         }
-        if turns > 0 {
-            asm.c.mov(rax, turns as u64)?;
-            asm.repeat(rax, |asm| {
-                (0..UNROLL).try_for_each(|step| self.step(asm, step, rows, vectors, weights))?;
-                asm.c.prefetcht0(ptr(rbx))?;
-                asm.advance(rbx, 64)?;
-                asm.advance(r10, 4 * UNROLL as i64)?;
-                if weights == Weights::Nibbles {
-                    asm.advance(UNPACK_TO, nibbles::GROUP * UNROLL as i64)?;
-                }
-                asm.advance(r11, weights.group_bytes() * UNROLL as i64)
-            })?;
-        }
-        (0..rest).try_for_each(|step| self.step(asm, step, rows, vectors, weights))?;
-        if weights == Weights::Nibbles {
-            asm.c.mov(UNPACK_TO, slot(Slot::Corrections))?;
-        }
-        Ok(())
-    }
-
-    /// Four k: `step` steps on from r10 and r11.
-    fn step(&self, asm: &mut Asm, step: usize, rows: usize, vectors: usize, weights: Weights) -> Assembled {
-        let from = weights.group_bytes() * step as i64;
-        match weights {
-            Weights::Bytes => (0..vectors).try_for_each(|v| {
-                let line = zmmword_ptr(at(r11, from + 64 * v as i64));
-                asm.c.vmovdqu32(z(WEIGHTS + v as u8), line)
-            })?,
-            Weights::Nibbles => {
-                let to = nibbles::GROUP * step as i64;
-                let lines = std::array::from_fn(|v| WEIGHTS + v as u8);
-                NIBBLES.group(asm, (r11, from), (UNPACK_TO, to), lines)?;
-            }
-        }
-        for row in 0..rows {
-            let splat = z(SPLAT[row % 2]);
-            asm.c.vpbroadcastd(splat, dword_ptr(at(r10, row as i64 * self.a_stride() + 4 * step as i64)))?;
-            for v in 0..vectors {
-                asm.c.vpdpbusd(z(sum(row, v)), splat, z(WEIGHTS + v as u8))?;
-            }
-        }
-        Ok(())
+        asm.c.mov(UNPACK_TO, slot(Slot::Unpacked))?;
+        tile.multiply(asm)?;
+        Ok(asm.c.mov(UNPACK_TO, slot(Slot::Corrections))?)
     }
 
     /// The lane program on one row of the tile.
     fn epilogue(&self, asm: &mut Asm, row: usize, columns: usize) -> Assembled {
         let sums = Feed::Registers(std::array::from_fn(|v| sum(row, v)));
         // The registers of the rows before are free as well.
-        let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(WEIGHTS..32).collect();
+        let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(RIGHT..32).collect();
         self.outputs(asm, sums, row, columns, &free)
     }
 
@@ -556,11 +444,6 @@ impl WideGemm {
         let out = (r8, row as i64 * self.out.row_stride());
         emit_lane(asm, &self.lane, &Group { inputs: &inputs, columns, out, free })
     }
-}
-
-/// The register of a tile's sums.
-fn sum(row: usize, vector: usize) -> u8 {
-    (row * VECTORS + vector) as u8
 }
 
 pub(super) fn slot(s: Slot) -> iced_x86::code_asm::AsmMemoryOperand {

@@ -1,0 +1,219 @@
+//! The softmax of rows of scores: maximum; weights, 64 at a time, and their sum; the sum's reciprocal.
+//!
+//! The exponential, sixteen bits wide: `t = min(d * multiplier >> shift, t(limit))`, where `d` and `multiplier` fit 16 bits by
+//! one high product. With `T` the table shifted right until it fits 16 bits, its rounded shift is
+//! `(T[t mod 2^f] >> 7 + (t >> f)) + 1 >> 1`: right shifts compose, so the bits that `T` has lost change nothing. That is
+//! `vpermi2w`, `vpsrlvw` and an average with zero.
+
+use iced_x86::code_asm::registers::gpr64::{r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rdx};
+use iced_x86::code_asm::{AsmRegisterZmm, dword_ptr, registers, zmmword_ptr};
+
+use super::{spread, transposed};
+use crate::rows::Work;
+use crate::wide::asm::{Asm, Assembled, at, x, z};
+use crate::wide::lane::{LANES, ROW};
+
+/// The register that is combined with.
+const OTHER: u8 = 8;
+/// Registers, beside 0 to 8: sums of weights, orders of double words, bytes of ones; the exponential's numbers.
+const SUM: u8 = 9;
+const MAX: u8 = 16;
+const MULTIPLIER: u8 = 17;
+const LIMIT: u8 = 18;
+const LAST: u8 = 19;
+const ORDER: u8 = 22;
+const ONES: u8 = 23;
+const SEVEN: u8 = 24;
+const ZERO: u8 = 25;
+const TABLE: u8 = 26;
+
+/// The exponential as the leaf computes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Exp {
+    limit: i64,
+    multiplier: i64,
+    shift: u32,
+    /// The table in sixteen bits, repeated to 64 entries.
+    table: Vec<u16>,
+    /// Bits of an index into the table before it was repeated.
+    bits: u32,
+}
+
+impl Exp {
+    pub(super) fn of(work: &Work, table: &[i64], table_bits: u32) -> Option<Exp> {
+        let Work::Exp { limit, multiplier, shift, .. } = *work else { return None };
+        let narrow =
+            |v: i64| u16::try_from(if table_bits >= 8 { v >> (table_bits - 8) } else { v << (8 - table_bits) });
+        let one: Vec<u16> = table.iter().map(|&v| narrow(v).ok()).collect::<Option<_>>()?;
+        let fits = one.len().is_power_of_two() && one.len() <= 64 && limit <= i32::MAX.into();
+        let bits = one.len().trailing_zeros();
+        fits.then(|| Exp { limit, multiplier, shift, table: one.into_iter().cycle().take(64).collect(), bits })
+    }
+
+    /// Whether differences and multiplier fit 16 bits.
+    fn is_short(&self) -> bool {
+        self.limit <= 0xffff && self.multiplier <= 0xffff && (16..32).contains(&self.shift)
+    }
+
+    /// The largest `t`; beyond, the result is zero as well.
+    fn last(&self) -> i64 {
+        ((self.limit * self.multiplier) >> self.shift).min(60_000)
+    }
+}
+
+/// What the code for rows depends on. The mask `TAIL` has the last keys' bytes.
+pub(super) struct Softmax<'e> {
+    pub exp: &'e Exp,
+    pub keys: usize,
+    /// Bytes of a row of scores, and of a row of weights, which is padded with zeros.
+    pub score_bytes: usize,
+    pub weight_bytes: usize,
+    /// Zero point of the values: what the sums of a row start with follows from it, this far behind the row's reciprocal.
+    pub v_zero: i64,
+    pub starts: i64,
+    pub numerator: i64,
+}
+
+impl Softmax<'_> {
+    /// Rows of scores at r12 become weights at r14 and terms at r13; rbp counts them. Clobbers rax, rbx, rdx, r9, r10 and r11.
+    pub(super) fn emit(&self, asm: &mut Asm) -> Assembled {
+        self.load_exp(asm)?;
+        for (register, from) in [(r10, r12), (r11, r14), (rbx, r13)] {
+            asm.c.mov(register, from)?;
+        }
+        asm.repeat(rbp, |asm| {
+            self.maximum(asm)?;
+            asm.c.vpxord(z(SUM), z(SUM), z(SUM))?;
+            (0..self.keys).step_by(ROW).try_for_each(|first| self.weights(asm, first))?;
+            for none in (self.keys.next_multiple_of(ROW)..self.weight_bytes).step_by(ROW) {
+                asm.c.vmovdqu32(zmmword_ptr(at(r11, none as i64)), z(ZERO))?;
+            }
+            self.terms(asm)?;
+            asm.advance(r10, self.score_bytes as i64)?;
+            asm.advance(r11, self.weight_bytes as i64)?;
+            asm.advance(rbx, 4)
+        })
+    }
+
+    /// The row's largest score, in every lane.
+    fn maximum(&self, asm: &mut Asm) -> Assembled {
+        let vectors = self.keys.div_ceil(LANES);
+        let chains = vectors.min(4);
+        for v in 0..vectors {
+            let (to, from) = (z((v % 4) as u8), zmmword_ptr(at(r10, 64 * v as i64)));
+            if v < chains { asm.c.vmovdqu32(to, from)? } else { asm.c.vpmaxsd(to, to, from)? }
+        }
+        (1..chains).try_for_each(|v| asm.c.vpmaxsd(z(0), z(0), z(v as u8)))?;
+        fold(asm, 0, |asm, all, other| Ok(asm.c.vpmaxsd(all, all, other)?))?;
+        asm.c.vmovdqa64(z(MAX), z(0))?;
+        Ok(())
+    }
+
+    /// What the exponential keeps in registers.
+    fn load_exp(&self, asm: &mut Asm) -> Assembled {
+        let e = self.exp;
+        let words = |v: i64| v << 16 | v;
+        let multiplier = if e.is_short() { words(e.multiplier) } else { e.multiplier };
+        for (register, value) in [
+            (MULTIPLIER, multiplier),
+            (LIMIT, e.limit),
+            (LAST, words(e.last())),
+            (SEVEN, words(7)),
+            (ONES, 0x0101_0101),
+            (ZERO, 0),
+        ] {
+            spread(asm, z(register), value)?;
+        }
+        let table: Vec<u8> = e.table.iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (register, half) in [(TABLE, &table[..64]), (TABLE + 1, &table[64..])] {
+            let half = zmmword_ptr(asm.bytes(half));
+            asm.c.vmovdqu64(z(register), half)?;
+        }
+        let order = asm.dwords(transposed());
+        asm.c.vmovdqu32(z(ORDER), order)?;
+        Ok(())
+    }
+
+    /// The weights of up to 64 keys, and their sum.
+    fn weights(&self, asm: &mut Asm, first: usize) -> Assembled {
+        let keys = (self.keys - first).min(ROW);
+        let vectors = keys.div_ceil(LANES);
+        for v in 0..vectors {
+            let from = zmmword_ptr(at(r10, (4 * first + 64 * v) as i64));
+            asm.c.vpsubd(z(v as u8), z(MAX), from)?;
+            if !self.exp.is_short() {
+                asm.c.vpminud(z(v as u8), z(v as u8), z(LIMIT))?;
+                asm.c.vpmulld(z(v as u8), z(v as u8), z(MULTIPLIER))?;
+                asm.c.vpsrld(z(v as u8), z(v as u8), self.exp.shift)?;
+            }
+        }
+        // Vectors that are missing repeat others; the mask takes their keys out.
+        let other = |v: usize| z(v.min(vectors - 1) as u8);
+        asm.c.vpackusdw(z(4), other(0), other(1))?;
+        asm.c.vpackusdw(z(5), other(2), other(3))?;
+        (4..6).try_for_each(|n| self.exponential(asm, n))?;
+        asm.c.vpackuswb(z(6), z(6), z(7))?;
+        asm.c.vpermd(z(6), z(ORDER), z(6))?;
+        if keys < ROW {
+            asm.c.vmovdqu8(z(6).k2().z(), z(6))?;
+        }
+        asm.c.vmovdqu32(zmmword_ptr(at(r11, first as i64)), z(6))?;
+        asm.c.vpdpbusd(z(SUM), z(6), z(ONES))?;
+        Ok(())
+    }
+
+    /// The exponential of the words of register `n`, in register `n + 2`.
+    fn exponential(&self, asm: &mut Asm, n: u8) -> Assembled {
+        if self.exp.is_short() {
+            asm.c.vpmulhuw(z(n), z(n), z(MULTIPLIER))?;
+            if self.exp.shift > 16 {
+                asm.c.vpsrlw(z(n), z(n), self.exp.shift - 16)?;
+            }
+        }
+        asm.c.vpminuw(z(n), z(n), z(LAST))?;
+        asm.c.vmovdqa64(z(n + 2), z(n))?;
+        asm.c.vpermi2w(z(n + 2), z(TABLE), z(TABLE + 1))?;
+        asm.c.vpsrlw(z(n), z(n), self.exp.bits)?;
+        asm.c.vpaddw(z(n), z(n), z(SEVEN))?;
+        asm.c.vpsrlvw(z(n + 2), z(n + 2), z(n))?;
+        asm.c.vpavgw(z(n + 2), z(n + 2), z(ZERO))?;
+        Ok(())
+    }
+
+    /// The reciprocal of the row's sum, and what its sums of values start with.
+    fn terms(&self, asm: &mut Asm) -> Assembled {
+        use registers::gpr32;
+        fold(asm, SUM, |asm, all, other| Ok(asm.c.vpaddd(all, all, other)?))?;
+        asm.c.vmovd(gpr32::r9d, x(SUM))?;
+        if self.v_zero != 0 {
+            asm.c.imul_3(gpr32::eax, gpr32::r9d, -self.v_zero as i32)?;
+            asm.c.mov(dword_ptr(at(rbx, self.starts)), gpr32::eax)?;
+        }
+        // A row that the evaluator refuses must not trap here.
+        asm.c.mov(rax, 1u64)?;
+        asm.c.cmp(r9, rax)?;
+        asm.c.cmovb(r9, rax)?;
+        asm.c.mov(rax, self.numerator as u64)?;
+        asm.c.mov(rdx, r9)?;
+        asm.c.shr(rdx, 1)?;
+        asm.c.add(rax, rdx)?;
+        asm.c.xor(rdx, rdx)?;
+        asm.c.div(r9)?;
+        asm.c.mov(dword_ptr(at(rbx, 0)), gpr32::eax)?;
+        Ok(())
+    }
+}
+
+/// Combines all double words of a register with one another; each then holds the whole.
+fn fold(asm: &mut Asm, n: u8, combine: impl Fn(&mut Asm, AsmRegisterZmm, AsmRegisterZmm) -> Assembled) -> Assembled {
+    let (all, other) = (z(n), z(OTHER));
+    for swap in [0x4e, 0xb1] {
+        asm.c.vshufi64x2(other, all, all, swap)?;
+        combine(asm, all, other)?;
+    }
+    for swap in [0x4e, 0xb1] {
+        asm.c.vpshufd(other, all, swap)?;
+        combine(asm, all, other)?;
+    }
+    Ok(())
+}
