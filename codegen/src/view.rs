@@ -6,7 +6,7 @@
 //! factors (splitting one where a boundary falls inside), transpose permutes dimensions, slice moves the offset and scales
 //! strides, expand adds factors of stride zero.
 
-use vitc_ir::{Dim, Module, Op, Shape, ValueId};
+use vitc_ir::{Def, Dim, Module, Op, Shape, ValueId};
 
 /// A number that may grow with the batch: `fixed + per_batch * N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -258,13 +258,22 @@ fn common_size(left: &[Vec<Factor>]) -> Result<Dim, String> {
 
 /// The materialised value behind `value` and the map to it: through every movement node without a place.
 pub(crate) fn resolve(module: &Module, value: ValueId) -> Result<(ValueId, View), String> {
+    resolve_through(module, value, &|n| is_view_node(module, &module.nodes[n]))
+}
+
+/// The same through the nodes that `is_view` names.
+fn resolve_through(
+    module: &Module,
+    value: ValueId,
+    is_view: &dyn Fn(usize) -> bool,
+) -> Result<(ValueId, View), String> {
     let mut chain = Vec::new();
     let mut at = value;
-    while let Some(node) = module.node_of(at)
-        && is_view_node(module, node)
+    while let Def::Node(n) = module.values[at.0 as usize].def
+        && is_view(n)
     {
-        chain.push(node);
-        at = node.operands[0];
+        chain.push(&module.nodes[n]);
+        at = module.nodes[n].operands[0];
     }
     let mut view = View::contiguous(&module.ty(at).shape).ok_or("the batch would be squared")?;
     for node in chain.into_iter().rev() {
@@ -283,18 +292,31 @@ pub(crate) fn is_view_node(module: &Module, node: &vitc_ir::Node) -> bool {
     }
 }
 
-/// Whether `value`, seen through the movement nodes without a place that lead to it, can be addressed as a view.
+/// Whether movement node `node` can read its operand through those of the nodes `views` that lead to it, be it as a view itself or as
+/// a copy.
 ///
-/// A planner leaves a movement node without a place only when this holds for its result; a kernel that consumes
-/// the view may still ask for more (one stride along its columns, say) and then refuses with a reason.
-pub fn is_view_supported(module: &Module, value: ValueId) -> bool {
-    resolve(module, value).is_ok()
+/// A kernel that consumes a view may still ask for more (one stride along its columns, say) and then refuses with a
+/// reason.
+pub fn is_view_supported(module: &Module, node: usize, views: &[bool]) -> bool {
+    let node = &module.nodes[node];
+    node.operands.iter().all(|&x| {
+        let read = |(_, view): (ValueId, View)| {
+            let (from, to) = (&module.ty(x).shape, &module.ty(node.result).shape);
+            match &node.op {
+                Op::Concat { .. } | Op::Pad { .. } => true,
+                Op::Gather { axis, .. } => view.dims[*axis].len() <= 1,
+                op => view.then(op, from, to).is_ok(),
+            }
+        };
+        resolve_through(module, x, &|n| views[n]).is_ok_and(read)
+    })
 }
 
-/// Whether a product can read `value`, seen like that, as its left side: row by row, each row by a pattern of its own.
-pub fn is_row_view_supported(module: &Module, value: ValueId) -> bool {
+/// Whether a product can read `value`, seen through the nodes `views`, as its left side: row by row, each row by a pattern of its
+/// own.
+pub fn is_row_view_supported(module: &Module, value: ValueId, views: &[bool]) -> bool {
     let readable = || -> Option<bool> {
-        let (_, view) = resolve(module, value).ok()?;
+        let (_, view) = resolve_through(module, value, &|n| views[n]).ok()?;
         let (columns, rows) = view.dims.split_last()?;
         let sizes = module.ty(value).shape.0.split_last()?.1.to_vec();
         let ours: Vec<Factor> = rows.iter().flatten().copied().collect();

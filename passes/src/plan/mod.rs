@@ -19,10 +19,10 @@ use vitc_ir::{Class, Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op
 pub struct Target<'a> {
     /// Layout in which the weights [k, n] of a matrix product are streamed when they take whole bytes.
     pub weight_layout: &'a dyn Fn(usize, usize) -> Layout,
-    /// Whether that value, the result of movement, can be addressed as offset and strides.
-    pub is_view: &'a dyn Fn(&Module, ValueId) -> bool,
-    /// Whether the rows of that value, the result of movement, can be read one by one by a product.
-    pub is_row_view: &'a dyn Fn(&Module, ValueId) -> bool,
+    /// Whether that movement node can read its operand through those nodes before it that are views.
+    pub is_view: &'a dyn Fn(&Module, usize, &[bool]) -> bool,
+    /// Whether the rows of that value can be read one by one by a product through those nodes that are views.
+    pub is_row_view: &'a dyn Fn(&Module, ValueId, &[bool]) -> bool,
 }
 
 /// Alignment of places in the arena, one cache line.
@@ -38,27 +38,40 @@ pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> 
     arena::place(arranged, &storage).map_err(|e| Diagnostic::new("plan", e).into())
 }
 
-/// Which movement nodes need no copy: those whose every user can address through them. Products and attention can, since they
-/// walk the left side row by row and pack the right side of two activations; copies can too.
+/// Which movement nodes need no copy: those whose every user can address through them. Begins with all that could be and
+/// takes away what some user cannot read, until all can.
 fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
-    let mut addressable = vec![true; module.values.len()];
-    for node in &module.nodes {
-        let through = match node.op {
-            Op::FusedMatMul { .. } => {
-                let two_activations = module.const_of(node.operands[1]).is_none();
-                if two_activations { 2 } else { usize::from((target.is_row_view)(module, node.operands[0])) }
-            }
-            Op::FusedAttention { .. } => 3,
-            _ if node.op.class() == Class::Move => 1,
-            _ => 0,
-        };
-        node.operands.iter().skip(through).for_each(|v| addressable[v.0 as usize] = false);
-    }
-    module.outputs.iter().for_each(|o| addressable[o.value.0 as usize] = false);
     let strided =
         |op: &Op| matches!(op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. });
-    let view = |n: &Node| strided(&n.op) && addressable[n.result.0 as usize] && (target.is_view)(module, n.result);
-    module.nodes.iter().map(view).collect()
+    let is_output = |v: ValueId| module.outputs.iter().any(|o| o.value == v);
+    let mut views: Vec<bool> = module.nodes.iter().map(|n| strided(&n.op) && !is_output(n.result)).collect();
+    loop {
+        let before = views.clone();
+        for n in 0..module.nodes.len() {
+            for (i, &v) in module.nodes[n].operands.iter().enumerate() {
+                if let Def::Node(m) = module.values[v.0 as usize].def
+                    && views[m]
+                {
+                    views[m] = reads_through(module, n, i, &views, target);
+                }
+            }
+        }
+        if views == before {
+            return views;
+        }
+    }
+}
+
+/// Whether node `n` can read its operand `i` through views. Products and attention can, since they walk the left side row by
+/// row and pack the right side of two activations; copies can too.
+fn reads_through(module: &Module, n: usize, i: usize, views: &[bool], target: &Target<'_>) -> bool {
+    let node = &module.nodes[n];
+    match node.op {
+        Op::FusedMatMul { .. } if module.const_of(node.operands[1]).is_none() => i < 2,
+        Op::FusedMatMul { .. } => i == 0 && (target.is_row_view)(module, node.operands[0], views),
+        Op::FusedAttention { .. } => i < 3,
+        _ => node.op.class() == Class::Move && (target.is_view)(module, n, views),
+    }
 }
 
 /// The module with the weights of matrix products packed, and a copy for each other use.
