@@ -15,6 +15,7 @@ use crate::attention::Attention;
 use crate::conv::Conv;
 use crate::emit::{Emit, Features, signature};
 use crate::gemm::Gemm;
+use crate::linear::LinearAttention;
 use crate::map::{AxisSum, Copy, Map};
 use crate::rows::Rows;
 use crate::wide::asm::{Assembled, Fault};
@@ -28,6 +29,7 @@ use crate::wide::norm::WideNorm;
 pub(crate) enum Spec {
     Attention(Box<Attention>),
     WideAttention(Box<WideAttention>),
+    Linear(Box<LinearAttention>),
     Gemm(Gemm),
     WideGemm(WideGemm),
     Conv(Conv),
@@ -44,6 +46,7 @@ impl Spec {
         match self {
             Spec::Attention(s) => s.emit(e),
             Spec::WideAttention(s) => s.emit(e),
+            Spec::Linear(s) => s.emit(e),
             Spec::Gemm(s) => s.emit(e),
             Spec::WideGemm(s) => s.emit(e),
             Spec::Conv(s) => s.emit(e),
@@ -66,6 +69,7 @@ impl Spec {
         match self {
             Spec::Attention(s) => s.scratch_bytes(),
             Spec::WideAttention(s) => s.scratch_bytes(),
+            Spec::Linear(s) => s.scratch_bytes(),
             Spec::Gemm(s) => s.scratch_bytes(),
             Spec::WideGemm(s) => s.scratch_bytes(),
             _ => 0,

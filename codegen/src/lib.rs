@@ -18,6 +18,7 @@ mod gemm;
 mod isa;
 mod kernel;
 mod lane;
+mod linear;
 mod link;
 mod map;
 mod operand;

@@ -13,6 +13,7 @@ use crate::{Options, Tier, compile, count_float_instructions};
 
 mod attention;
 mod guarded;
+mod linear;
 mod movement;
 mod nibbles;
 mod products;

@@ -172,6 +172,8 @@ ops! {
     LayerNorm = "layernorm" Float ["x", "gamma", "beta"] { epsilon: Real } infer::layernorm_float;
     /// `exp(x - max)/sum` over the last dimension.
     Softmax = "softmax" Float ["x"] { } infer::unary_float;
+    /// Attention without softmax (EfficientViT): `q (k^T v) / (q (k^T 1) + epsilon)` for `q` [.., T, D], `k` [.., U, D] and `v` [.., U, E], the quotient row by row. `q` and `k` are not negative.
+    LinearAttention = "linear_attention" Float ["q", "k", "v"] { epsilon: Real } infer::linear_attention_float;
     /// Mean over `axes`; reduced dimensions stay as 1 with `keep`.
     ReduceMean = "reduce_mean" Float ["x"] { axes: Vec<usize>, keep: bool } infer::reduce_float;
     /// Sum over `axes`.
@@ -212,6 +214,8 @@ ops! {
     IntReciprocal = "int.reciprocal" Int ["x"] { numerator: i64 } infer::reciprocal;
     /// `int.requant` with one multiplier a row: `saturate((x * multiplier[row] + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32` with last dimension 1.
     IntRequantRows = "int.requant_rows" Int ["x", "multiplier"] { shift: u32, zero_point: i64, to: Elem } infer::requant_rows;
+    /// Attention without softmax, normalised by an exact integer reciprocal (Trio-ViT section 3.3 without its rounding to a power of two). For unsigned `q` [.., T, D], `k` [.., U, D] and `v` [.., U, E], matrix by matrix: `s = k^T (v - v_zero)` and `n[d] = sum_u k[u,d]` in `i32`; `h = max(0, bits(max |s|) - 14)`, `w = s + 2^(h-1) >> h` (no rounding term when h = 0), so that `w` fits `i16`; then for each row `a = q w` in `i32`, `g = max(q n + epsilon, 1)` in `i64`, `r = (numerator + g/2) / g`, and `y = saturate((a*r + 2^(shift-h-1) >> shift-h) + zero_point)`. With `log2` the divisor is a power of two (Trio-ViT section 3.3): `r = numerator >> i + b` for the leading one at bit `i` of `g` and `b` the bit below it. `a*r` fits `i64`: the op's rule on its attributes and sizes proves it.
+    IntLinearAttention = "int.linear_attention" Int ["q", "k", "v"] { v_zero: i64, epsilon: i64, numerator: i64, shift: u32, log2: bool, zero_point: i64, to: Elem } infer::linear_attention_int;
     /// LayerNorm with exact integer moments over the last dimension of length C. `s1 = sum x`, `s2 = sum x^2`, `v = max(C*s2 - s1^2 + epsilon, 1)`, `sigma = isqrt(v)`, `e = max(0, bits(sigma) + guard - 16)`, `r = (2^(e+norm_bits+recip_bits) + sigma/2) / sigma`; then for each element `d = (C*x - s1 + 2^(e-1)) >> e` (no rounding term when e = 0), `n = (d*r + 2^(recip_bits-1)) >> recip_bits`, `y = saturate((n*gamma[c] + beta[c] >> shift) + zero_point)`; `beta` carries the rounding half. `gamma`, `beta` are `i32`; `guard` is `ceil(log2(sqrt C)) + 1`. `d*r` (with its rounding half as well) and `n*gamma[c] + beta[c]` fit `i32`: the compiler proves it.
     IntLayerNorm = "int.layernorm" Int ["x", "gamma", "beta"] { epsilon: i64, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64, to: Elem } infer::layernorm_int;
 

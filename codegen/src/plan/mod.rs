@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod linear;
 mod movement;
 mod product;
 mod regions;
@@ -158,6 +159,7 @@ impl<M: Backend> Planner<'_, M> {
             Op::Pad { before, value, .. } => self.pad(node, before, value.0),
             Op::FusedMatMul { .. } | Op::IntMatMul { .. } => self.matmul(node),
             Op::FusedAttention { .. } => self.attention(node),
+            Op::IntLinearAttention { .. } => self.linear_attention(node),
             Op::FusedConv2d { .. } | Op::IntConv2d { .. } => self.conv(node),
             Op::FusedMap { .. }
             | Op::IntRequant { .. }

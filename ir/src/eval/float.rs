@@ -2,7 +2,7 @@
 
 use super::conv::{Conv, conv};
 use super::tensor::{Data, Slice, View, with_ints};
-use super::{Call, Channels, Evaluated, Fault, gemm, math, misplaced, movement, rows};
+use super::{Call, Channels, Evaluated, Fault, gemm, linear_attention, math, misplaced, movement, rows};
 use crate::attr::GeluForm;
 use crate::op::Op;
 use crate::types::{Elem, Quant, Real};
@@ -16,6 +16,7 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         }
         Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {} => binary(call),
         Op::LayerNorm { epsilon } => rows::layernorm(call, *epsilon),
+        Op::LinearAttention { epsilon } => linear_attention::float(call, epsilon.0),
         Op::Softmax {} => rows::softmax(call.operands[0]),
         Op::ReduceMean { axes, .. } => reduce(call.operands[0], axes, |row| math::sum(row) / row.len() as f32),
         Op::ReduceSum { axes, .. } => reduce(call.operands[0], axes, math::sum),

@@ -3,7 +3,7 @@
 use super::conv::{Conv, conv_int};
 use super::float::zip;
 use super::tensor::{Data, Slice, View, same_elem};
-use super::{Call, Channels, Evaluated, Fault, gemm, misplaced, movement, rows};
+use super::{Call, Channels, Evaluated, Fault, gemm, linear_attention, misplaced, movement, rows};
 use crate::op::Op;
 use crate::types::Elem;
 
@@ -20,6 +20,7 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         }
         Op::IntTable {} => table(x, call.operands[1]),
         Op::IntReduceSum { axis, .. } => reduce_sum(x, *axis),
+        Op::IntLinearAttention { .. } => linear_attention::int(call),
         Op::IntReciprocal { numerator } => reciprocal(x, *numerator),
         Op::IntShiftGelu { x_zero, one, n, bits } => {
             let exp = rows::ShiftExp { one: *one, n: *n };

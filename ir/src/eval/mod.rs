@@ -10,6 +10,7 @@ mod float;
 mod fused;
 mod gemm;
 mod int;
+mod linear_attention;
 mod math;
 mod movement;
 mod rows;

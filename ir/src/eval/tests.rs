@@ -5,6 +5,7 @@ mod driver;
 mod floats;
 mod ints;
 mod lanes;
+mod linear_attention;
 mod moves;
 
 use super::*;

@@ -258,6 +258,46 @@ pub(crate) fn reciprocal(op: &Op, operands: &[&TensorType]) -> Inferred {
     Ok(TensorType::new(Elem::I32, operands[0].shape.clone()))
 }
 
+/// `q` [.., T, D], `k` [.., U, D], `v` [.., U, E] to [.., T, E].
+fn linear_attention_shape(operands: &[&TensorType]) -> Result<Shape, String> {
+    let [q, k, v] = [0, 1, 2].map(|i| &operands[i].shape);
+    let misfit = || format!("linear attention of [{q}], [{k}] and [{v}]");
+    ensure(q.rank() >= 2 && k.rank() == q.rank() && v.rank() == q.rank(), misfit)?;
+    let (lead, last) = (q.rank() - 2, q.rank() - 1);
+    ensure(q.0[..lead] == k.0[..lead] && q.0[..lead] == v.0[..lead], misfit)?;
+    ensure(q.0[last] == k.0[last] && k.0[lead] == v.0[lead], misfit)?;
+    ensure([q.0[lead], q.0[last], k.0[lead], v.0[last]].iter().all(|d| d.as_fixed().is_some()), misfit)?;
+    let mut shape = q.clone();
+    shape.0[last] = v.0[last];
+    shape.count().ok_or_else(misfit)?;
+    Ok(shape)
+}
+
+pub(crate) fn linear_attention_float(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_float(operands)?;
+    Ok(TensorType::f32(linear_attention_shape(operands)?))
+}
+
+/// Sizes and attributes at which no sum of `int.linear_attention` leaves its width: with `|v - v_zero| < 2^9` and `u8` q and k,
+/// `|s| <= 2^9 n < 2^31` for fewer than 2^13 tokens, `|a| < 2^8 D 2^14`, and `|a| <= (2^9/2^h + 1/2) g`, so that `a*r` is
+/// below `2^9 (numerator + g)`.
+pub(crate) fn linear_attention_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntLinearAttention { v_zero, epsilon, numerator, shift, to, .. } = op else { unreachable!() };
+    let shape = linear_attention_shape(operands)?;
+    want_elem(operands[0], &[Elem::U8], "q")?;
+    want_elem(operands[1], &[Elem::U8], "k")?;
+    want_elem(operands[2], &[Elem::U8, Elem::I8], "v")?;
+    want_elem(&TensorType::new(*to, shape.clone()), NARROW, "the result")?;
+    let (tokens, depth) = (operands[1].shape.0[shape.rank() - 2].size, operands[1].shape.0[shape.rank() - 1].size);
+    ensure((1..1 << 13).contains(&tokens), || format!("{tokens} tokens are outside 1..2^13"))?;
+    ensure((1..=256).contains(&depth), || format!("rows of {depth} are outside 1..=256"))?;
+    ensure((-128..=255).contains(v_zero), || format!("zero point {v_zero} is outside -128..=255"))?;
+    ensure((0..1 << 38).contains(epsilon), || format!("epsilon {epsilon} is outside 0..2^38"))?;
+    ensure((1..1 << 53).contains(numerator), || format!("numerator {numerator} is outside 1..2^53"))?;
+    ensure((24..=62).contains(shift), || format!("shift {shift} is outside 24..=62"))?;
+    Ok(TensorType::new(*to, shape))
+}
+
 pub(crate) fn requant_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntRequantRows { shift, to, .. } = op else { unreachable!() };
     want_elem(operands[0], &[Elem::I32], "x")?;

@@ -18,6 +18,7 @@ pub(crate) mod fold;
 mod function;
 mod identity;
 mod layernorm;
+mod linear_attention;
 mod pixels;
 mod rows;
 pub(crate) mod slices;
@@ -68,6 +69,7 @@ const RECOVER: &[(&str, Rule)] = &[
     ("reciprocal-product", identity::reciprocal_product),
     ("drop-expand", identity::drop_expand),
     ("layernorm", layernorm::recover_layernorm),
+    ("linear-attention", linear_attention::recover_linear_attention),
     ("function-by-value", function::recover_function),
 ];
 

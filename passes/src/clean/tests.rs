@@ -591,3 +591,41 @@ fn branches_in_parallel() {
     let found = (count(&cleaned, "layernorm"), count(&cleaned, "add"), count(&cleaned, "gelu"));
     assert_eq!((found, cleaned.nodes.len()), ((3, 2, 3), 8), "{}", vitc_ir::text::print(&cleaned).text);
 }
+
+/// Attention without softmax as timm (tokens are rows) and MIT (tokens are columns) write it, and the form for few tokens.
+#[test]
+fn linear_attention_in_three_spellings() {
+    let pad = |b: &mut Build, v, after: &[usize]| {
+        let (before, after) = (vec![0; after.len()], after.to_vec());
+        b.op(Op::Pad { before, after, value: Real(1.0) }, &[v])
+    };
+    for spelling in 0..3 {
+        let mut b = Build::new(spelling);
+        let x = b.input(&[2, 12, 9]); // heads, q k v of 4, tokens
+        let x = if spelling == 0 { b.transpose(x, &[0, 1, 3, 2]) } else { x };
+        let axis = if spelling == 0 { 3 } else { 2 };
+        let [q, k, v] = [0, 4, 8].map(|start| b.slice(x, axis, start, 4));
+        let [q, k] = [q, k].map(|v| b.op(Op::Relu {}, &[v]));
+        let k = b.transpose(k, &[0, 1, 3, 2]);
+        let y = if spelling == 2 {
+            let map = b.op(Op::MatMul {}, &[k, q]);
+            let sum = b.op(Op::ReduceSum { axes: vec![2], keep: true }, &[map]);
+            let sum = b.shift(sum, 1e-3);
+            let map = b.op(Op::Div {}, &[map, sum]);
+            b.op(Op::MatMul {}, &[v, map])
+        } else {
+            let (after, ends) = if spelling == 0 { ([0, 0, 0, 1], [k, v]) } else { ([0, 0, 1, 0], [v, k]) };
+            let ones = pad(&mut b, v, &after);
+            let ends = ends.map(|e| if e == v { ones } else { e });
+            let sums = b.op(Op::MatMul {}, &ends);
+            let o = b.op(Op::MatMul {}, &if spelling == 0 { [q, sums] } else { [sums, q] });
+            let (top, bottom) = (b.slice(o, axis, 0, 4), b.slice(o, axis, 4, 1));
+            let bottom = b.shift(bottom, 1e-3);
+            b.op(Op::Div {}, &[top, bottom])
+        };
+        let cleaned = clean(&b.done(y));
+        assert_eq!(cleaned.fired["linear-attention"], 1, "spelling {spelling}");
+        let left = ["div", "matmul", "pad"].map(|op| count(&cleaned.module, op));
+        assert_eq!((count(&cleaned.module, "linear_attention"), left), (1, [0; 3]), "spelling {spelling}");
+    }
+}

@@ -41,6 +41,11 @@ pub fn shiftmax(x: &TensorType) -> u64 {
     16 * elements(x)
 }
 
+/// Two small products, and a division a row.
+pub fn linear_attention(q: &TensorType) -> u64 {
+    8 * elements(q)
+}
+
 /// Cost of one op from the types of its operands and its result.
 pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
     let out = elements(result);
@@ -64,6 +69,10 @@ pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
         Op::IntExp { .. } => 3 * out,
         Op::IntShiftmax { .. } => 12 * out,
         Op::IntReduceSum { .. } => operands.first().map_or(out, |x| elements(x) / 8 + 1),
+        Op::IntLinearAttention { .. } => {
+            let depth = operands.first().and_then(|q| q.shape.last_fixed()).unwrap_or(1) as u64;
+            out * depth / 4
+        }
         Op::IntReciprocal { .. } => 20 * out,
         Op::Dequantize {} => 1, // at the door; elsewhere it only feeds float ops, which cost too much
         Op::Reshape { .. } => 1,

@@ -168,6 +168,8 @@ impl Lowering<'_> {
         for site in &egraph.analysis.sites {
             let is = |op: &Op| match (site.op, site.form) {
                 ("softmax", "deferred") => matches!(op, Op::IntExp { .. }),
+                ("linear_attention", "reciprocal") => matches!(op, Op::IntLinearAttention { log2: false, .. }),
+                ("linear_attention", "shift") => matches!(op, Op::IntLinearAttention { log2: true, .. }),
                 ("softmax", "shift") => matches!(op, Op::IntShiftmax { .. }),
                 ("layernorm", "moments") => matches!(op, Op::IntLayerNorm { .. }),
                 ("layernorm", "shift") => matches!(op, Op::IntShiftLayerNorm { .. }),

@@ -189,7 +189,7 @@ impl Match<'_> {
         let options = &self.egraph.analysis.options;
         let allowed = match options.nonlinear {
             // there is no published form of the other functions: they keep their table
-            super::Nonlinear::Shift => shift || !matches!(op, "gelu" | "softmax" | "layernorm"),
+            super::Nonlinear::Shift => shift || !matches!(op, "gelu" | "softmax" | "layernorm" | "linear_attention"),
             super::Nonlinear::Auto if !shift => true,
             super::Nonlinear::Auto => match error {
                 Error::Steps(steps) => steps <= options.budget_steps,

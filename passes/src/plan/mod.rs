@@ -69,7 +69,7 @@ fn reads_through(module: &Module, n: usize, i: usize, views: &[bool], target: &T
     match node.op {
         Op::FusedMatMul { .. } if module.const_of(node.operands[1]).is_none() => i < 2,
         Op::FusedMatMul { .. } => i == 0 && (target.is_row_view)(module, node.operands[0], views),
-        Op::FusedAttention { .. } => i < 3,
+        Op::FusedAttention { .. } | Op::IntLinearAttention { .. } => i < 3,
         _ => node.op.class() == Class::Move && (target.is_view)(module, n, views),
     }
 }

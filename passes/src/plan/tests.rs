@@ -37,7 +37,8 @@ fn plan(source: &str) -> Module {
     verify::verify(&module).unwrap();
     let layout = |_: usize, _: usize| Layout::Dot4 { columns: 8 };
     let planned =
-        run(&module, &Target { weight_layout: &layout, is_view: &|_, _, _| true, is_row_view: &|_, _, _| false }).unwrap();
+        run(&module, &Target { weight_layout: &layout, is_view: &|_, _, _| true, is_row_view: &|_, _, _| false })
+            .unwrap();
     verify::verify(&planned).unwrap();
     planned
 }

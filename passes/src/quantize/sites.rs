@@ -55,6 +55,7 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (Op::MatMul {} | Op::Conv2d { .. }, 1) => Demand::Integer(Role::Signed),
         (Op::MatMul {} | Op::Conv2d { .. }, _) => Demand::Plain,
         (Op::LayerNorm { .. }, 0) => Demand::Integer(Role::Wide),
+        (Op::LinearAttention { .. }, _) => Demand::Integer(Role::Unsigned),
         (Op::LayerNorm { .. } | Op::Softmax {} | Op::Normalize { .. }, _) => Demand::Plain,
         (Op::Add {} | Op::Sub {}, _) => Demand::Integer(Role::Wide),
         (Op::ReduceMean { .. } | Op::ReduceSum { .. } | Op::ReduceMax { .. }, _) => integer(Role::Wide),

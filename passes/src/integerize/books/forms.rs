@@ -7,6 +7,7 @@ use egg::Id;
 use vitc_ir::{Elem, Op, Quant, TensorType};
 
 use super::qdq::vector;
+use crate::integerize::report::Error;
 use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
 use crate::integerize::{arith, cost, sample};
 use Exactness::{Approximate, Rounding};
@@ -33,6 +34,9 @@ const UNARY: &[(&str, &str)] = &[
 const ATTENTION: &str =
     "(quantize ?q (matmul ?m (dequantize ?dp (quantize ?qp (softmax ?sm (dequantize ?ds ?s)))) (dequantize ?dv ?v)))";
 
+const LINEAR_ATTENTION: &str =
+    "(quantize ?q (linear_attention ?m (dequantize ?da ?a) (dequantize ?dk ?k) (dequantize ?dv ?v)))";
+
 #[rustfmt::skip]
 pub(super) fn rules() -> Vec<Rule> {
     let rule = |name, exactness, pattern: &str, build: Build| Rule { name, book: Book::Forms, exactness, pattern: pattern.into(), build };
@@ -43,6 +47,8 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("shift-layernorm",    Approximate, "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    shift_layernorm),
         rule("deferred-softmax",   Approximate, ATTENTION,                                                  deferred_softmax),
         rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
+        rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
+        rule("log2-attention",     Approximate, LINEAR_ATTENTION,                                           log2_attention),
         rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
     ];
     rules.push(rule("table-function", Rounding, "(quantize ?q ?y)", table_of_function));
@@ -284,4 +290,47 @@ fn shift_softmax(m: &mut Match<'_>) -> Option<Id> {
     let narrow = m.apply(requant, Some(Quant::per_tensor(scale, 0)), &[operand, multiplier])?;
     let map = m.apply(op, Some(Quant::per_tensor(2f64.powi(1 - BITS as i32), 0)), &[narrow])?;
     m.dequantize(map)
+}
+
+/// Attention without softmax with an exact integer reciprocal.
+fn linear_attention(m: &mut Match<'_>) -> Option<Id> {
+    linear_attention_by(m, false)
+}
+
+/// The same with Trio-ViT's divisor, a power of two: up to 1.5 times off, so it is for those who ask for it.
+fn log2_attention(m: &mut Match<'_>) -> Option<Id> {
+    linear_attention_by(m, true)
+}
+
+/// The scales of q and k cancel in the quotient; what is left is that of v.
+fn linear_attention_by(m: &mut Match<'_>, log2: bool) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let Op::LinearAttention { epsilon } = m.attrs("?m")?.op else { return None };
+    let [q, k, v] = [m.ty("?a")?, m.ty("?k")?, m.ty("?v")?];
+    let [q_quant, k_quant, v_quant] = [q.quant.clone()?, k.quant?, v.quant?];
+    if q_quant.zero_point != 0 || k_quant.zero_point != 0 {
+        return None; // the form is for queries and keys that are not negative
+    }
+    let steps = (epsilon.0 / (q_quant.single()? * k_quant.single()?)).round();
+    let factor = v_quant.single()? / target.single()?;
+    let shift = 52 - arith::exponent(factor);
+    let numerator = (factor * 2f64.powi(shift)).round() as i64;
+    let op = Op::IntLinearAttention {
+        v_zero: v_quant.zero_point.into(),
+        epsilon: (0.0..2f64.powi(38)).contains(&steps).then_some(steps as i64)?,
+        numerator: numerator.min((1 << 53) - 1),
+        shift: u32::try_from(shift).ok()?,
+        log2,
+        zero_point: target.zero_point.into(),
+        to,
+    };
+    let (form, error) = match log2 {
+        true => ("shift", Error::Relative(0.5)),
+        false => ("reciprocal", Error::Steps(0.5)),
+    };
+    if !m.admit("linear_attention", form, cost::linear_attention(&q), error) {
+        return None;
+    }
+    let operands = [m.var("?a")?, m.var("?k")?, m.var("?v")?];
+    m.apply(op, Some(target), &operands)
 }
