@@ -86,6 +86,15 @@ impl<'i, 'a> Call<'i, 'a> {
         }
     }
 
+    /// Numbers that are an operand in newer opsets and were an attribute in older ones, when they are given.
+    pub(crate) fn number_or_attr(&mut self, i: usize, attr: &str, what: &str) -> Fallible<Option<f64>> {
+        if self.name(i).is_none() {
+            return Ok(self.attr(attr, kind::FLOAT)?.map(|a| a.f.into()));
+        }
+        let number = self.content(i, what)?.single().and_then(Linear::fixed);
+        number.map(Some).ok_or_else(|| unsupported(format!("{what} is not one number")))
+    }
+
     /// Integers that are an operand in newer opsets and were an attribute in older ones.
     pub(crate) fn integers_or_attr(&mut self, i: usize, attr: &str) -> Fallible<Option<Vec<i64>>> {
         match self.integers(i, attr)? {
@@ -212,6 +221,13 @@ impl<'i, 'a> Call<'i, 'a> {
         let name = format!("{}.{what}", self.loc);
         let data = value.to_le_bytes().repeat(count);
         Ok(self.importer.constant(&name, Shape::fixed(dims), data.into()))
+    }
+
+    /// A float constant of these elements, made by the decomposition of the op. The caller has accounted for them.
+    pub(crate) fn floats(&mut self, what: &str, dims: &[usize], elements: &[f32]) -> ValueId {
+        let name = format!("{}.{what}", self.loc);
+        let data: Vec<u8> = elements.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.importer.constant(&name, Shape::fixed(dims), data.into())
     }
 
     /// Accounts for a known result of `count` elements, before it is made.

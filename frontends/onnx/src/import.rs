@@ -18,7 +18,7 @@ use crate::proto::{self, dtype};
 use crate::{Options, ops, tensor};
 
 /// First and last opset of the default domain that import reads.
-pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 13..=22;
+pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 7..=25;
 
 /// Problems listed at most; a model of 200 000 unsupported nodes is told so in a few pages.
 const MOST_PROBLEMS: usize = 500;
@@ -165,6 +165,14 @@ pub(crate) fn check_header(model: &proto::Model, problems: &mut Problems) -> i64
     opset
 }
 
+/// The float type of the model's inputs or weights that is not `float32` and is read as that.
+fn other_float(model: &proto::Model) -> Option<&'static str> {
+    let graph = model.graph.as_ref()?;
+    let tensors = graph.input.iter().filter_map(|i| i.ty.as_ref()?.tensor.as_ref());
+    let mut types = tensors.map(|t| t.elem_type).chain(graph.initializer.iter().map(|t| t.data_type));
+    types.find(|&t| tensor::is_float(t) && t != dtype::FLOAT).map(dtype::name)
+}
+
 /// Whether a domain is the default one.
 pub(crate) fn is_default_domain(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
@@ -181,6 +189,9 @@ impl<'a> Importer<'a> {
         let clean = |s: &str| s.chars().filter(|c| c.is_ascii_graphic()).take(80).collect::<String>();
         let producer = format!("{} {}", clean(&model.producer_name), clean(&model.producer_version));
         self.module.meta.insert("onnx.opset".into(), self.opset.to_string());
+        if let Some(other) = other_float(model) {
+            self.module.meta.insert("onnx.read_as_float32".into(), other.to_string());
+        }
         self.module.meta.insert("onnx.producer".into(), producer.trim().to_string());
     }
 
@@ -236,7 +247,7 @@ impl<'a> Importer<'a> {
     fn input_type(&self, input: &proto::ValueInfo) -> Fallible<TensorType> {
         let tensor = input.ty.as_ref().and_then(|t| t.tensor.as_ref());
         let tensor = tensor.ok_or_else(|| unsupported("only tensors can be inputs"))?;
-        if tensor.elem_type != dtype::FLOAT {
+        if !tensor::is_float(tensor.elem_type) {
             let name = dtype::name(tensor.elem_type);
             return Err(
                 unsupported(format!("the element type is {name}")).help("export the model with a float32 input")
@@ -421,9 +432,8 @@ impl<'a> Importer<'a> {
 
     /// A constant of known floats.
     pub(crate) fn constant_of_known(&mut self, name: &str, known: &Known) -> Fallible<ValueId> {
-        if known.kind != crate::known::Kind::F32 {
-            let what = if known.kind.is_float() { "a float64 tensor" } else { "an integer tensor" };
-            let message = format!("{what} (`{}`) where float32 data is needed", shorten(name));
+        if !known.kind.is_float() {
+            let message = format!("an integer tensor (`{}`) where float32 data is needed", shorten(name));
             return Err(unsupported(message).help("integers are supported in shape arithmetic only"));
         }
         if known.data.is_empty() {
@@ -468,7 +478,7 @@ impl<'a> Importer<'a> {
         }
         let Some(tensor) = slot.tensor else { return Ok(None) };
         let (_, count) = tensor::dims(tensor, self.limits)?;
-        let wanted = tensor.data_type != dtype::FLOAT || count <= most;
+        let wanted = !tensor::is_float(tensor.data_type) || count <= most;
         if !wanted {
             return Ok(None);
         }

@@ -1,6 +1,6 @@
 //! Lifts ONNX models into the vitc graph IR.
 //!
-//! [`import_file`] reads a float Vision Transformer as torch exports it (opsets 13 to 22) and yields an [`Module`] of
+//! [`import_file`] reads a float Vision Transformer as exporters write it (opsets 7 to 25) and yields a [`Module`] of
 //! stage `import`: movement and float ops only, the exporter's shape arithmetic evaluated away, the batch as the symbol
 //! `N`, every node with the name of the ONNX node it came from. Weights stay in the memory map of the file.
 //!

@@ -42,13 +42,18 @@ fn want_len(got: usize, count: usize) -> Fallible<()> {
     if got == count { Ok(()) } else { Err(invalid(format!("{count} elements are declared, {got} are there"))) }
 }
 
-/// Little-endian bytes of a `float32` tensor, not copied when they are raw or outside.
+/// Whether elements of a data type are read as `float32`: exactly where they are narrower, rounded where they are wider.
+pub(crate) fn is_float(data_type: i32) -> bool {
+    matches!(data_type, dtype::FLOAT | dtype::FLOAT16 | dtype::DOUBLE)
+}
+
+/// Little-endian bytes of a float tensor as `float32`, not copied when they are that already and raw or outside.
 pub(crate) fn float_bytes(tensor: &proto::Tensor, count: usize, external: &mut External) -> Fallible<Bytes> {
     match tensor.data_type {
         dtype::FLOAT => {}
-        dtype::FLOAT16 | 16 | dtype::DOUBLE => {
-            let name = dtype::name(tensor.data_type);
-            return Err(unsupported(format!("{name} tensors are not supported")).help("export the model in float32"));
+        dtype::FLOAT16 | dtype::DOUBLE => return converted(tensor, count, external),
+        dtype::BFLOAT16 => {
+            return Err(unsupported("bfloat16 tensors are not supported").help("export the model in float32"));
         }
         other => return Err(unsupported(format!("a tensor of {} where floats are needed", dtype::name(other)))),
     }
@@ -57,6 +62,16 @@ pub(crate) fn float_bytes(tensor: &proto::Tensor, count: usize, external: &mut E
     }
     want_len(tensor.float_data.len(), count)?;
     Ok(tensor.float_data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into())
+}
+
+/// The bytes of another float type as `float32`.
+fn converted(tensor: &proto::Tensor, count: usize, external: &mut External) -> Fallible<Bytes> {
+    let values = match raw(tensor, count, element_bytes(tensor.data_type), external)? {
+        Some(bytes) => decode(tensor.data_type, &bytes),
+        None => typed(tensor),
+    };
+    want_len(values.len(), count)?;
+    Ok(values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect::<Vec<u8>>().into())
 }
 
 /// The content of a tensor of any numeric type as numbers. The caller has checked that it is small enough.
@@ -79,6 +94,7 @@ pub(crate) fn kind(data_type: i32) -> Fallible<Kind> {
         dtype::DOUBLE => Ok(Kind::F64),
         dtype::BOOL => Ok(Kind::Bool),
         dtype::UINT8 | dtype::INT8 | dtype::UINT16 | dtype::INT16 | dtype::INT32 | dtype::INT64 => Ok(Kind::Int),
+        dtype::UINT32 | dtype::UINT64 => Ok(Kind::Int),
         other => Err(unsupported(format!("tensors of {} are not supported", dtype::name(other)))),
     }
 }
@@ -87,7 +103,7 @@ fn element_bytes(data_type: i32) -> usize {
     match data_type {
         dtype::UINT8 | dtype::INT8 | dtype::BOOL => 1,
         dtype::UINT16 | dtype::INT16 | dtype::FLOAT16 => 2,
-        dtype::INT64 | dtype::DOUBLE => 8,
+        dtype::INT64 | dtype::UINT64 | dtype::DOUBLE => 8,
         _ => 4,
     }
 }
@@ -105,6 +121,8 @@ fn decode(data_type: i32, bytes: &[u8]) -> Vec<f64> {
         dtype::INT16 => each::<2>(bytes, |b| i16::from_le_bytes(b).into()),
         dtype::FLOAT16 => each::<2>(bytes, |b| half(u16::from_le_bytes(b))),
         dtype::INT32 => each::<4>(bytes, |b| i32::from_le_bytes(b).into()),
+        dtype::UINT32 => each::<4>(bytes, |b| u32::from_le_bytes(b).into()),
+        dtype::UINT64 => each::<8>(bytes, |b| u64::from_le_bytes(b) as f64),
         dtype::FLOAT => each::<4>(bytes, |b| f32::from_le_bytes(b).into()),
         dtype::INT64 => each::<8>(bytes, |b| i64::from_le_bytes(b) as f64),
         dtype::DOUBLE => each::<8>(bytes, f64::from_le_bytes),
@@ -118,6 +136,7 @@ fn typed(tensor: &proto::Tensor) -> Vec<f64> {
         dtype::FLOAT => tensor.float_data.iter().map(|&v| v.into()).collect(),
         dtype::DOUBLE => tensor.double_data.clone(),
         dtype::INT64 => tensor.int64_data.iter().map(|&v| v as f64).collect(),
+        dtype::UINT32 | dtype::UINT64 => tensor.uint64_data.iter().map(|&v| v as f64).collect(),
         dtype::FLOAT16 => tensor.int32_data.iter().map(|&v| half(v as u16)).collect(),
         dtype::BOOL => tensor.int32_data.iter().map(|&v| f64::from(u8::from(v != 0))).collect(),
         _ => tensor.int32_data.iter().map(|&v| v.into()).collect(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Build, D, external, floats, int, int_list, ints, small_vit, tensor_attr};
+use common::{Build, D, external, floats, int, int_list, ints, small_vit, tensor_attr, word};
 use onnx_protobuf::Message;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -48,7 +48,51 @@ fn seeds() -> Vec<Build> {
         .node("Concat", &["u", "v"], &["w"], vec![int("axis", 1)])
         .node("Flatten", &["w"], &["y"], vec![])
         .output("y");
-    vec![small_vit(18, D::Is(1)), small_vit(17, D::Named("b")), conv, shapes]
+    vec![small_vit(18, D::Is(1)), small_vit(17, D::Named("b")), conv, shapes, images(), tokens()]
+}
+
+/// Ops on images that are written out as others.
+fn images() -> Build {
+    Build::new(19)
+        .input("x", &[D::Named("n"), D::Is(2), D::Is(6), D::Is(6)])
+        .floats("w", &[2, 1, 3, 3], &[0.1; 18])
+        .floats("s", &[4], &[1.0, 1.0, 2.0, 0.5])
+        .ints("z", &[2], &[5, 7])
+        .ints("p", &[8], &[0, 0, 1, 2, 0, 0, 1, -1])
+        .ints("axis", &[], &[3])
+        .ints("last", &[1], &[-1])
+        .node("MaxPool", &["x"], &["a"], vec![int_list("kernel_shape", &[3, 2]), int_list("pads", &[1, 0, 1, 1])])
+        .node("Resize", &["a", "", "s"], &["b"], vec![])
+        .node("Resize", &["b", "", "", "z"], &["c"], vec![int_list("axes", &[2, 3]), word("mode", "cubic")])
+        .node("ConvTranspose", &["c", "w"], &["d"], vec![int("group", 2), int_list("strides", &[2, 1])])
+        .node("Pad", &["d", "p"], &["e"], vec![word("mode", "reflect")])
+        .node("AveragePool", &["e"], &["f"], vec![int_list("kernel_shape", &[2, 2]), int("ceil_mode", 1)])
+        .node("CumSum", &["f", "axis"], &["g"], vec![])
+        .node("ReduceProd", &["g", "last"], &["y"], vec![int("keepdims", 0)])
+        .output("y")
+}
+
+/// Ops on tokens that are written out as others.
+fn tokens() -> Build {
+    Build::new(23)
+        .input("x", &[D::Is(1), D::Is(3), D::Is(4)])
+        .floats("g", &[4], &[1.0; 4])
+        .ints("i", &[1, 2], &[0, 2])
+        .ints("e", &[1, 3, 1], &[0, 3, -1])
+        .bools("m", &[3, 3], &[1, 0, 0, 1, 1, 0, 1, 1, 1])
+        .node("RMSNormalization", &["x", "g"], &["a"], vec![])
+        .node("Attention", &["a", "a", "a", "m"], &["b"], vec![int("q_num_heads", 2), int("kv_num_heads", 2)])
+        .node(
+            "Attention",
+            &["b", "b", "b"],
+            &["b2"],
+            vec![int("q_num_heads", 4), int("kv_num_heads", 4), int("is_causal", 1)],
+        )
+        .node("Einsum", &["b2", "x"], &["c"], vec![word("equation", "bij,bkj->bik")])
+        .node("Trilu", &["c"], &["d"], vec![])
+        .node("GatherElements", &["x", "e"], &["h"], vec![int("axis", 2)])
+        .node("GatherND", &["d", "i"], &["y"], vec![])
+        .output("y")
 }
 
 /// Numbers that break arithmetic.
@@ -474,7 +518,8 @@ fn both_readers_see_the_same_model() {
         assert_eq!(seen.op_histogram.values().sum::<usize>(), graph.node.len());
         assert_eq!(seen.inputs[0].name, graph.input[0].name);
         assert_eq!(seen.outputs[0].name, graph.output[0].name);
-        let bytes_of = |t: &onnx_protobuf::TensorProto| t.raw_data.len() + 8 * t.int64_data.len();
+        // Booleans are the only elements in the 32-bit field.
+        let bytes_of = |t: &onnx_protobuf::TensorProto| t.raw_data.len() + 8 * t.int64_data.len() + t.int32_data.len();
         assert_eq!(seen.initializer_bytes, graph.initializer.iter().map(bytes_of).sum::<usize>() as u64);
         let module = vitc_onnx::import_file(&path, &Options::default()).unwrap();
         for constant in &module.consts {

@@ -11,9 +11,10 @@ use crate::problem::{Fallible, unsupported};
 
 pub(super) const OPS: Table = &[
     ("Abs", |c| unary(c, Op::Abs {}, |v| number(v, f64::abs))),
+    ("Celu", celu),
     ("Ceil", |c| rounding(c, f64::ceil)),
     ("Clip", clip),
-    ("Elu", elu),
+    ("Elu", |c| elu(c, 1.0)),
     ("Erf", |c| float(c, Op::Erf {})),
     ("Exp", |c| unary(c, Op::Exp {}, |v| number(v, f64::exp))),
     ("Floor", |c| rounding(c, f64::floor)),
@@ -24,14 +25,19 @@ pub(super) const OPS: Table = &[
     ("Log", |c| unary(c, Op::Log {}, |v| number(v, f64::ln))),
     ("Mish", mish),
     ("Neg", |c| unary(c, Op::Neg {}, |v| Some(v.scale(-1.0)))),
+    ("PRelu", prelu),
     ("Reciprocal", |c| unary(c, Op::Reciprocal {}, |v| number(v, f64::recip))),
     ("Relu", |c| float(c, Op::Relu {})),
     ("Round", |c| rounding(c, f64::round_ties_even)),
+    ("Selu", |c| elu(c, SELU_ALPHA)),
     ("Sigmoid", |c| float(c, Op::Sigmoid {})),
     ("Sign", |c| rounding(c, |v| if v == 0.0 { 0.0 } else { v.signum() })),
     ("Softplus", softplus),
+    ("Softsign", softsign),
     ("Sqrt", |c| unary(c, Op::Sqrt {}, |v| number(v, f64::sqrt))),
+    ("Swish", swish),
     ("Tanh", |c| float(c, Op::Tanh {})),
+    ("ThresholdedRelu", thresholded_relu),
 ];
 
 fn number(v: Linear, f: fn(f64) -> f64) -> Option<Linear> {
@@ -94,17 +100,99 @@ fn leaky_relu(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-/// `max(x, 0) + alpha (exp(min(x, 0)) - 1)`.
-fn elu(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let alpha = f64::from(call.float_or("alpha", 1.0)?);
+/// `gamma (max(x, 0) + alpha (exp(min(x, 0)) - 1))`; only `Selu` has a `gamma`.
+fn elu(call: &mut Call<'_, '_>, alpha: f32) -> Fallible<()> {
+    let alpha = f64::from(call.float_or("alpha", alpha)?);
+    let gamma = if call.node.op_type == "Selu" { call.float_or("gamma", SELU_GAMMA)? } else { 1.0 };
     let x = call.tensor(0)?;
+    let value = elu_of(call, x, 1.0, alpha)?;
+    let value = if gamma == 1.0 {
+        value
+    } else {
+        let gamma = call.scalar(gamma.into());
+        call.push(Op::Mul {}, &[value, gamma])?
+    };
+    call.give_value(value);
+    Ok(())
+}
+
+const SELU_ALPHA: f32 = 1.673_263_2;
+const SELU_GAMMA: f32 = 1.050_701;
+
+/// `max(x, 0) + alpha (exp(min(x, 0) / width) - 1)`.
+fn elu_of(call: &mut Call<'_, '_>, x: ValueId, width: f64, alpha: f64) -> Fallible<ValueId> {
     let (zero, minus_one, alpha) = (call.scalar(0.0), call.scalar(-1.0), call.scalar(alpha));
-    let below = call.push(Op::Min {}, &[x, zero])?;
+    let mut below = call.push(Op::Min {}, &[x, zero])?;
+    if width != 1.0 {
+        let share = call.scalar(1.0 / width);
+        below = call.push(Op::Mul {}, &[below, share])?;
+    }
     let power = call.push(Op::Exp {}, &[below])?;
     let tail = call.push(Op::Add {}, &[power, minus_one])?;
     let tail = call.push(Op::Mul {}, &[tail, alpha])?;
     let above = call.push(Op::Relu {}, &[x])?;
-    let value = call.push(Op::Add {}, &[above, tail])?;
+    call.push(Op::Add {}, &[above, tail])
+}
+
+/// `max(x, 0) + min(alpha (exp(x / alpha) - 1), 0)`, which is an ELU of width `alpha` for positive `alpha`.
+fn celu(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let alpha = f64::from(call.float_or("alpha", 1.0)?);
+    if alpha <= 0.0 {
+        return Err(unsupported(format!("alpha={alpha}")));
+    }
+    let x = call.tensor(0)?;
+    let value = elu_of(call, x, alpha, alpha)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `max(x, 0) + slope min(x, 0)`.
+fn prelu(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (x, slope) = (call.tensor(0)?, call.tensor(1)?);
+    let zero = call.scalar(0.0);
+    let below = call.push(Op::Min {}, &[x, zero])?;
+    let below = call.push(Op::Mul {}, &[below, slope])?;
+    let above = call.push(Op::Relu {}, &[x])?;
+    let value = call.push(Op::Add {}, &[above, below])?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `x / (1 + |x|)`.
+fn softsign(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let one = call.scalar(1.0);
+    let size = call.push(Op::Abs {}, &[x])?;
+    let size = call.push(Op::Add {}, &[size, one])?;
+    let value = call.push(Op::Div {}, &[x, size])?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `x sigmoid(alpha x)`.
+fn swish(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let alpha = call.float_or("alpha", 1.0)?;
+    if alpha == 1.0 {
+        return float(call, Op::Silu {});
+    }
+    let x = call.tensor(0)?;
+    let factor = call.scalar(alpha.into());
+    let gate = call.push(Op::Mul {}, &[x, factor])?;
+    let gate = call.push(Op::Sigmoid {}, &[gate])?;
+    let value = call.push(Op::Mul {}, &[x, gate])?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `x` where it is larger than `alpha`, else 0. The step is a ramp so steep that no two floats lie on it.
+fn thresholded_relu(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let alpha = f64::from(call.float_or("alpha", 1.0)?);
+    let x = call.tensor(0)?;
+    let (threshold, steep) = (call.scalar(alpha), call.scalar(2f64.powi(126)));
+    let above = call.push(Op::Sub {}, &[x, threshold])?;
+    let above = call.push(Op::Mul {}, &[above, steep])?;
+    let step = call.push(Op::Clip { lo: Real(0.0), hi: Real(1.0) }, &[above])?;
+    let value = call.push(Op::Mul {}, &[x, step])?;
     call.give_value(value);
     Ok(())
 }
@@ -140,11 +228,11 @@ fn mish(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 fn clip(call: &mut Call<'_, '_>) -> Fallible<()> {
     if let Some(x) = call.known(0)?.filter(|x| !x.kind.is_float()) {
-        let (lo, hi) = (bound(call, 1, f64::NEG_INFINITY)?, bound(call, 2, f64::INFINITY)?);
+        let (lo, hi) = (bound(call, 1, "min", f64::NEG_INFINITY)?, bound(call, 2, "max", f64::INFINITY)?);
         return evaluate(call, &x, |v| v.fixed().map(|v| v.max(lo).min(hi).into()));
     }
     let (least, most) = (f64::from(f32::MIN), f64::from(f32::MAX));
-    let (lo, hi) = (bound(call, 1, least)?.max(least), bound(call, 2, most)?.min(most));
+    let (lo, hi) = (bound(call, 1, "min", least)?.max(least), bound(call, 2, "max", most)?.min(most));
     let x: ValueId = call.tensor(0)?;
     let value = match (lo == least, hi == most) {
         (true, true) => x,
@@ -156,10 +244,8 @@ fn clip(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-fn bound(call: &mut Call<'_, '_>, i: usize, default: f64) -> Fallible<f64> {
-    if call.name(i).is_none() {
-        return Ok(default);
-    }
-    let bound = call.content(i, "a bound")?.single().and_then(Linear::fixed).filter(|b| !b.is_nan());
-    bound.ok_or_else(|| unsupported("a bound that is not one number"))
+/// A bound of `Clip`: an operand from opset 11 on, an attribute before.
+fn bound(call: &mut Call<'_, '_>, i: usize, attr: &str, default: f64) -> Fallible<f64> {
+    let bound = call.number_or_attr(i, attr, "a bound")?.unwrap_or(default);
+    if bound.is_nan() { Err(unsupported("a bound that is not one number")) } else { Ok(bound) }
 }

@@ -49,11 +49,18 @@ fn identity(call: &mut Call<'_, '_>) -> Fallible<()> {
 }
 
 fn dropout(call: &mut Call<'_, '_>) -> Fallible<()> {
-    call.only_outputs(1)?;
     if call.name(2).is_some() && call.content(2, "training_mode")?.data.iter().any(|v| v.fixed() != Some(0.0)) {
         return Err(unsupported("training_mode").help("export the model in evaluation mode (model.eval())"));
     }
-    call.give_operand(0)
+    call.give_operand(0)?;
+    if call.only_outputs(1).is_err() {
+        // The mask: everything is kept.
+        let dims = call.shape(0)?.as_fixed().ok_or_else(|| unsupported("the mask of a batch"))?;
+        let count = crate::known::count(&dims).ok_or_else(|| invalid("too many elements"))?;
+        call.room(count)?;
+        call.give_known(Known { kind: Kind::Bool, dims, data: vec![1.0.into(); count] });
+    }
+    Ok(())
 }
 
 fn cast(call: &mut Call<'_, '_>) -> Fallible<()> {
@@ -78,8 +85,9 @@ fn cast_like(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
     let slot = call.slot(0)?;
-    let is_float = slot.value.is_some() || slot.tensor.is_some_and(|t| t.data_type == dtype::FLOAT);
-    if to == dtype::FLOAT && is_float {
+    // All widths of floats are held in one, so there is nothing to do between them.
+    let is_float = slot.value.is_some() || slot.tensor.is_some_and(|t| tensor::is_float(t.data_type));
+    if tensor::is_float(to) && is_float {
         return call.give_operand(0);
     }
     if slot.value.is_some() && slot.known.is_none() && slot.tensor.is_none() {

@@ -1,13 +1,28 @@
 //! Ops that take some elements: slices, splits, gathers.
 
+use std::rc::Rc;
+
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
 use super::{Table, layout};
 use crate::call::Call;
-use crate::known::{Known, Linear, count, pick, strides};
+use crate::known::{Kind, Known, Linear, count, pick, strides};
 use crate::problem::{Fallible, invalid, unsupported};
 
 pub(super) const OPS: Table = &[("Gather", gather), ("Slice", slice), ("Split", split)];
+
+/// Ends of slices: operands from opset 10 on, attributes before.
+type Ends = Rc<Known>;
+
+fn ends(call: &mut Call<'_, '_>, i: usize, attr: &str, what: &str) -> Fallible<Ends> {
+    match call.ints(attr)? {
+        Some(list) if call.importer.opset < 10 => {
+            let data = list.iter().map(|&v| (v as f64).into()).collect();
+            Ok(Rc::new(Known::vector(Kind::Int, data)))
+        }
+        _ => call.content(i, what),
+    }
+}
 
 /// Elements `start, start + step, ...` of one axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,8 +88,8 @@ fn run_of(call: &Call<'_, '_>, dim: Dim, start: Linear, end: Linear, step: i64) 
 
 fn slice(call: &mut Call<'_, '_>) -> Fallible<()> {
     let shape = call.shape(0)?;
-    let (starts, ends) = (call.content(1, "the start")?, call.content(2, "the end")?);
-    let given = call.integers(3, "the axes")?;
+    let (starts, ends) = (ends(call, 1, "starts", "the start")?, ends(call, 2, "ends", "the end")?);
+    let given = call.integers_or_attr(3, "axes")?;
     let axes = match given {
         Some(axes) => call.axes(&axes, shape.rank())?,
         None => (0..starts.data.len()).collect(),

@@ -1,8 +1,8 @@
 //! Ops that change the shape or the order of elements and repeat them.
 
-use vitc_ir::{Dim, Op, Real, Shape, ValueId};
+use vitc_ir::{Dim, Op, Shape, ValueId};
 
-use super::{Table, index};
+use super::Table;
 use crate::batch;
 use crate::call::{Call, SMALL, resolve_axis};
 use crate::import::shorten;
@@ -14,7 +14,6 @@ pub(super) const OPS: Table = &[
     ("DepthToSpace", depth_to_space),
     ("Expand", expand),
     ("Flatten", flatten),
-    ("Pad", pad),
     ("Reshape", reshape),
     ("SpaceToDepth", space_to_depth),
     ("Squeeze", squeeze),
@@ -271,60 +270,6 @@ fn repeat(call: &mut Call<'_, '_>, x: ValueId, axis: usize, times: usize) -> Fal
         *dim = product(&[*dim, Dim::fixed(times)])?;
     }
     call.reshape(wide, result)
-}
-
-fn pad(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let rank = call.shape(0)?.rank();
-    let amounts = call.integers(1, "the amounts")?.ok_or_else(|| invalid("the amounts are missing"))?;
-    let axes = match call.integers(3, "the axes")? {
-        Some(axes) => call.axes(&axes, rank)?,
-        None => (0..rank).collect(),
-    };
-    if amounts.iter().all(|&a| a == 0) {
-        return call.give_operand(0);
-    }
-    if amounts.len() != 2 * axes.len() {
-        return Err(invalid(format!("{} amounts for {} axes", amounts.len(), axes.len())));
-    }
-    let mode = call.word_or("mode", "constant")?;
-    if mode != "constant" {
-        return Err(unsupported(format!("mode={:?}; only constant padding is supported", shorten(mode))));
-    }
-    let value = match call.name(2) {
-        Some(_) => call.content(2, "the padding value")?.single().and_then(Linear::fixed),
-        None => Some(0.0),
-    };
-    let value = value.ok_or_else(|| invalid("the padding value is not one number"))?;
-    let (before, after) = amounts.split_at_checked(axes.len()).ok_or_else(|| invalid("the amounts do not fit"))?;
-    let (mut fronts, mut backs) = (vec![0i64; rank], vec![0i64; rank]);
-    for ((&axis, &front), &back) in axes.iter().zip(before).zip(after) {
-        if let (Some(f), Some(b)) = (fronts.get_mut(axis), backs.get_mut(axis)) {
-            (*f, *b) = (front, back);
-        }
-    }
-    let x = call.tensor(0)?;
-    let x = crop(call, x, &fronts, &backs)?;
-    let positive = |list: &[i64]| list.iter().map(|&a| usize::try_from(a).unwrap_or(0)).collect::<Vec<_>>();
-    let (before, after) = (positive(&fronts), positive(&backs));
-    let grows = before.iter().chain(&after).any(|&a| a > 0);
-    let value = if grows { call.push(Op::Pad { before, after, value: Real(value) }, &[x])? } else { x };
-    call.give_value(value);
-    Ok(())
-}
-
-/// Negative padding.
-fn crop(call: &mut Call<'_, '_>, mut x: ValueId, fronts: &[i64], backs: &[i64]) -> Fallible<ValueId> {
-    for (axis, (&front, &back)) in fronts.iter().zip(backs).enumerate() {
-        let (cut_front, cut_back) = (front.min(0).unsigned_abs() as usize, back.min(0).unsigned_abs() as usize);
-        if cut_front == 0 && cut_back == 0 {
-            continue;
-        }
-        let size = call.shape_of(x).0.get(axis).copied().and_then(Dim::as_fixed);
-        let left = size.and_then(|s| s.checked_sub(cut_front)?.checked_sub(cut_back));
-        let len = left.ok_or_else(|| unsupported("negative padding larger than the dimension, or of the batch"))?;
-        x = index::slice_axis(call, x, axis, cut_front, len, 1)?;
-    }
-    Ok(x)
 }
 
 /// The four dimensions of an image tensor, the last three fixed, and the block size.

@@ -2,16 +2,23 @@
 
 mod activation;
 mod arithmetic;
+mod attention;
 mod constant;
+mod einsum;
 mod index;
 mod layout;
 mod linear;
 mod logic;
+mod map;
 mod norm;
+mod pad;
 mod pool;
 mod reduce;
 mod refused;
+mod resize;
+mod scatter;
 mod select;
+mod transposed;
 
 use crate::call::Call;
 use crate::import::{is_default_domain, shorten};
@@ -23,18 +30,24 @@ pub(crate) type Handler = fn(&mut Call<'_, '_>) -> Fallible<()>;
 /// A family's ops.
 type Table = &'static [(&'static str, Handler)];
 
-const TABLES: [Table; 11] = [
+const TABLES: [Table; 17] = [
     activation::OPS,
     arithmetic::OPS,
+    attention::OPS,
     constant::OPS,
+    einsum::OPS,
     index::OPS,
     layout::OPS,
     linear::OPS,
     logic::OPS,
     norm::OPS,
+    pad::OPS,
     pool::OPS,
     reduce::OPS,
+    resize::OPS,
+    scatter::OPS,
     select::OPS,
+    transposed::OPS,
 ];
 
 /// Every ONNX op that import reads, in alphabetical order.

@@ -11,7 +11,9 @@ pub(super) const OPS: Table = &[
     ("GroupNormalization", group_norm),
     ("InstanceNormalization", instance_norm),
     ("LayerNormalization", layer_norm),
+    ("LpNormalization", lp_norm),
     ("LogSoftmax", |c| softmax(c, true)),
+    ("RMSNormalization", rms_norm),
     ("Softmax", |c| softmax(c, false)),
 ];
 
@@ -20,7 +22,7 @@ fn fixed_count(dims: &[Dim]) -> Fallible<usize> {
     count.ok_or_else(|| unsupported("a normalised dimension depends on the batch"))
 }
 
-/// `layernorm` over the last `x`'s dimensions from `axis` on, with the scale and bias that are there.
+/// `layernorm` over the dimensions of `x` from `axis` on, with the scale and bias that are there.
 fn normalise(
     call: &mut Call<'_, '_>,
     x: ValueId,
@@ -34,11 +36,11 @@ fn normalise(
     let channels = fixed_count(inner)?;
     let rows = Shape([outer, &[Dim::fixed(channels)]].concat());
     let gamma = match scale {
-        Some(scale) => scale,
+        Some(scale) => whole(call, scale, inner)?,
         None => call.filled("gamma", 1.0, &[1])?,
     };
     let beta = match bias {
-        Some(bias) => bias,
+        Some(bias) => whole(call, bias, inner)?,
         None => call.filled("beta", 0.0, &[1])?,
     };
     let x = call.reshape(x, rows)?;
@@ -46,12 +48,78 @@ fn normalise(
     call.reshape(result, shape)
 }
 
+/// A scale or bias with a value for each normalised element, or one for all.
+fn whole(call: &mut Call<'_, '_>, v: ValueId, inner: &[Dim]) -> Fallible<ValueId> {
+    let (own, all) = (call.shape_of(v), Shape(inner.to_vec()));
+    if own.count() == all.count() || own.count() == Some(Dim::fixed(1)) || own.rank() > all.rank() {
+        return Ok(v);
+    }
+    call.push(Op::Expand { shape: all }, &[v])
+}
+
 fn layer_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
-    call.only_outputs(1)?;
     let (x, scale, bias) = (call.tensor(0)?, call.tensor(1)?, call.optional(2)?);
     let axis = call.axis(call.int_or("axis", -1)?, call.shape_of(x).rank())?;
     let epsilon = call.float_or("epsilon", 1e-5)?;
     let value = normalise(call, x, axis, Some(scale), bias, epsilon)?;
+    call.give_value(value);
+    if call.only_outputs(1).is_err() {
+        moments(call, x, axis, epsilon)?;
+    }
+    Ok(())
+}
+
+/// The mean and the reciprocal deviation over the dimensions from `axis` on, as outputs.
+fn moments(call: &mut Call<'_, '_>, x: ValueId, axis: usize, epsilon: f32) -> Fallible<()> {
+    let axes: Vec<usize> = (axis..call.shape_of(x).rank()).collect();
+    let mean = call.push(Op::ReduceMean { axes: axes.clone(), keep: true }, &[x])?;
+    let distance = call.push(Op::Sub {}, &[x, mean])?;
+    let deviation = root_mean_square(call, distance, axes, epsilon)?;
+    let share = call.push(Op::Reciprocal {}, &[deviation])?;
+    call.give_value(mean);
+    call.give_value(share);
+    Ok(())
+}
+
+/// `sqrt(mean(x^2) + epsilon)` over these axes, which stay as 1.
+fn root_mean_square(call: &mut Call<'_, '_>, x: ValueId, axes: Vec<usize>, epsilon: f32) -> Fallible<ValueId> {
+    let epsilon = call.scalar(epsilon.into());
+    let square = call.push(Op::Mul {}, &[x, x])?;
+    let mean = call.push(Op::ReduceMean { axes, keep: true }, &[square])?;
+    let mean = call.push(Op::Add {}, &[mean, epsilon])?;
+    call.push(Op::Sqrt {}, &[mean])
+}
+
+/// `x / sqrt(mean(x^2) + epsilon) * scale` over the dimensions from `axis` on.
+fn rms_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (x, scale) = (call.tensor(0)?, call.tensor(1)?);
+    let rank = call.shape_of(x).rank();
+    let axis = call.axis(call.int_or("axis", -1)?, rank)?;
+    let deviation = root_mean_square(call, x, (axis..rank).collect(), call.float_or("epsilon", 1e-5)?)?;
+    let normal = call.push(Op::Div {}, &[x, deviation])?;
+    let value = call.push(Op::Mul {}, &[normal, scale])?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `x` divided by its norm along an axis.
+fn lp_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let axis = call.axis(call.int_or("axis", -1)?, call.shape_of(x).rank())?;
+    let sum = |call: &mut Call<'_, '_>, x| call.push(Op::ReduceSum { axes: vec![axis], keep: true }, &[x]);
+    let norm = match call.int_or("p", 2)? {
+        1 => {
+            let size = call.push(Op::Abs {}, &[x])?;
+            sum(call, size)?
+        }
+        2 => {
+            let square = call.push(Op::Mul {}, &[x, x])?;
+            let sum = sum(call, square)?;
+            call.push(Op::Sqrt {}, &[sum])?
+        }
+        other => return Err(unsupported(format!("p={other}"))),
+    };
+    let value = call.push(Op::Div {}, &[x, norm])?;
     call.give_value(value);
     Ok(())
 }
@@ -60,7 +128,11 @@ fn softmax(call: &mut Call<'_, '_>, log: bool) -> Fallible<()> {
     let x = call.tensor(0)?;
     let shape = call.shape_of(x);
     let rank = shape.rank();
-    let axis = call.axis(call.int_or("axis", -1)?, rank)?;
+    let old = call.importer.opset < 13;
+    let axis = call.axis(call.int_or("axis", if old { 1 } else { -1 })?, rank)?;
+    if old && axis + 1 != rank {
+        return flat_softmax(call, x, axis, log);
+    }
     if shape.0.get(axis).is_none_or(|d| d.batch) {
         return Err(unsupported("softmax over the batch"));
     }
@@ -77,6 +149,21 @@ fn softmax(call: &mut Call<'_, '_>, log: bool) -> Fallible<()> {
     Ok(())
 }
 
+/// Softmax as it was before opset 13: over all dimensions from `axis` on together.
+fn flat_softmax(call: &mut Call<'_, '_>, x: ValueId, axis: usize, log: bool) -> Fallible<()> {
+    let shape = call.shape_of(x);
+    let (outer, inner) = shape.0.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
+    let flat = Shape([outer, &[Dim::fixed(fixed_count(inner)?)]].concat());
+    let rows = call.reshape(x, flat)?;
+    let mut y = call.push(Op::Softmax {}, &[rows])?;
+    if log {
+        y = call.push(Op::Log {}, &[y])?;
+    }
+    let value = call.reshape(y, shape)?;
+    call.give_value(value);
+    Ok(())
+}
+
 /// A vector over the channels, dimension 1 of a value of `rank` dimensions.
 fn along_channels(call: &mut Call<'_, '_>, v: ValueId, rank: usize) -> Fallible<ValueId> {
     let channels = call.shape_of(v).count().ok_or_else(|| invalid("too many channels"))?;
@@ -89,6 +176,9 @@ fn batch_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
     call.only_outputs(1)?;
     if call.int_or("training_mode", 0)? != 0 {
         return Err(unsupported("training_mode=1").help("export the model in evaluation mode (model.eval())"));
+    }
+    if call.int_or("spatial", 1)? == 0 {
+        return Err(unsupported("spatial=0"));
     }
     let x = call.tensor(0)?;
     let (scale, bias) = (call.tensor(1)?, call.tensor(2)?);

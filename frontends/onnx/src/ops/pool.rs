@@ -1,9 +1,9 @@
 //! Pooling.
 
-use vitc_ir::{Dim, Op};
+use vitc_ir::{Dim, Op, ValueId};
 
-use super::Table;
-use super::linear::{as_image, conv_op, from_image, spatial, window};
+use super::linear::{Window, as_image, conv_op, from_image, window};
+use super::{Table, map};
 use crate::call::Call;
 use crate::problem::{Fallible, invalid, unsupported};
 
@@ -11,6 +11,7 @@ pub(super) const OPS: Table = &[
     ("AveragePool", average),
     ("GlobalAveragePool", |c| global(c, |axes| Op::ReduceMean { axes, keep: true })),
     ("GlobalMaxPool", |c| global(c, |axes| Op::ReduceMax { axes, keep: true })),
+    ("MaxPool", largest),
 ];
 
 fn global(call: &mut Call<'_, '_>, op: fn(Vec<usize>) -> Op) -> Fallible<()> {
@@ -24,24 +25,112 @@ fn global(call: &mut Call<'_, '_>, op: fn(Vec<usize>) -> Op) -> Fallible<()> {
     Ok(())
 }
 
-/// A depthwise convolution with equal weights.
-fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let x = call.tensor(0)?;
+/// One spatial dimension of a pooling.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Axis {
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    pads: (usize, usize),
+    results: usize,
+}
+
+impl Axis {
+    /// Those places of result `o`'s window that lie in the operand.
+    fn inside(self, o: usize) -> std::ops::Range<usize> {
+        let start = o * self.stride;
+        let first = self.pads.0.saturating_sub(start).div_ceil(self.dilation);
+        let end = (self.size + self.pads.0).saturating_sub(start).div_ceil(self.dilation).min(self.kernel);
+        first.min(end)..end
+    }
+
+    /// The element of the operand at place `k`, which lies in it.
+    fn element(self, o: usize, k: usize) -> usize {
+        (o * self.stride + k * self.dilation).saturating_sub(self.pads.0)
+    }
+
+    /// How many elements share the average of result `o`: those in the operand, or in its declared padding too.
+    fn sharing(self, o: usize, count_padding: bool) -> f64 {
+        let end = self.size + self.pads.0 + self.pads.1;
+        let padded = end.saturating_sub(o * self.stride).div_ceil(self.dilation).min(self.kernel);
+        let count = if count_padding { padded } else { self.inside(o).len() };
+        count.max(1) as f64
+    }
+}
+
+/// The spatial dimensions of a pooling of `x`, with the window as its attributes say.
+fn axes(call: &Call<'_, '_>, x: ValueId) -> Fallible<(Vec<Axis>, Window)> {
     let shape = call.shape_of(x);
-    let sizes = spatial(&shape)?;
+    let sizes: Option<Vec<usize>> = shape.0.iter().skip(2).map(|d| d.as_fixed()).collect();
+    let sizes = sizes.filter(|s| !s.is_empty()).ok_or_else(|| invalid("there are no fixed spatial dimensions"))?;
     let kernel = call.counts("kernel_shape")?.ok_or_else(|| invalid("`kernel_shape` is missing"))?;
     let window = window(call, &sizes, &kernel)?;
-    let padded = window.pads.iter().any(|&p| p != (0, 0));
-    if padded && call.int_or("count_include_pad", 0)? == 0 {
-        return Err(unsupported("padding that does not count in the average"));
+    let ceil = call.int_or("ceil_mode", 0)? != 0;
+    let mut axes = Vec::new();
+    let each = sizes.iter().zip(&kernel).zip(&window.strides).zip(&window.dilations).zip(&window.pads);
+    for ((((&size, &kernel), &stride), &dilation), &pads) in each {
+        let too_large = || invalid("the window is larger than the padded operand");
+        let padded = size.checked_add(pads.0).and_then(|s| s.checked_add(pads.1)).ok_or_else(too_large)?;
+        let span = (kernel - 1).checked_mul(dilation).and_then(|s| s.checked_add(1)).ok_or_else(too_large)?;
+        let room = padded.checked_sub(span).filter(|&r| r <= call.importer.limits.elements).ok_or_else(too_large)?;
+        let mut results = if ceil { room.div_ceil(stride) } else { room / stride } + 1;
+        // A window that begins in the padding behind the operand is none.
+        if ceil && (results - 1) * stride >= size + pads.0 {
+            results -= 1;
+        }
+        axes.push(Axis { size, kernel, stride, dilation, pads, results });
     }
-    if call.int_or("ceil_mode", 0)? != 0 && !comes_out_even(&sizes, &kernel, &window) {
-        return Err(unsupported("ceil_mode=1 with windows that leave the image"));
+    Ok((axes, window))
+}
+
+/// Along one axis after the other the largest of the elements at each place of the window; where a place lies in the
+/// padding, another element of the window stands in, so that the range of values stays what it is.
+fn largest(call: &mut Call<'_, '_>) -> Fallible<()> {
+    call.only_outputs(1)?;
+    let mut x = call.tensor(0)?;
+    let (axes, _) = axes(call, x)?;
+    for (i, axis) in axes.into_iter().enumerate() {
+        let total = axis.results.checked_mul(axis.kernel).ok_or_else(|| invalid("too many elements"))?;
+        map::room(call, x, total)?;
+        let mut best = None;
+        for k in 0..axis.kernel {
+            let place = |o: usize| {
+                let inside = axis.inside(o);
+                Some(axis.element(o, (inside.start + k).min(inside.end.checked_sub(1)?)))
+            };
+            let positions: Option<Vec<usize>> = (0..axis.results).map(place).collect();
+            let positions = positions.ok_or_else(|| unsupported("a window lies in the padding alone"))?;
+            let taken = map::choose(call, x, i + 2, positions)?;
+            best = Some(match best {
+                Some(best) => call.push(Op::Max {}, &[best, taken])?,
+                None => taken,
+            });
+        }
+        x = best.ok_or_else(|| invalid("the kernel is empty"))?;
     }
+    call.give_value(x);
+    Ok(())
+}
+
+/// A depthwise convolution with equal weights; for more than two dimensions a product with a constant matrix along each.
+fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.tensor(0)?;
+    let (axes, mut window) = axes(call, x)?;
+    let count_padding = call.int_or("count_include_pad", 0)? != 0;
+    if axes.len() > 2 {
+        return average_by_axis(call, x, &axes, count_padding);
+    }
+    // Windows that reach beyond the padding, which ceil_mode allows, see zeros there.
+    for (pads, axis) in window.pads.iter_mut().zip(&axes) {
+        let reach = (axis.results - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
+        pads.1 = reach.saturating_sub(axis.size + axis.pads.0).max(pads.1);
+    }
+    let shape = call.shape_of(x);
     let channels = shape.0.get(1).copied().and_then(Dim::as_fixed).ok_or_else(|| unsupported("channels"))?;
-    let (height, width) = match *kernel.as_slice() {
-        [w] => (1, w),
-        [h, w] => (h, w),
+    let (height, width) = match *axes.as_slice() {
+        [w] => (1, w.kernel),
+        [h, w] => (h.kernel, w.kernel),
         _ => return Err(invalid("`kernel_shape` does not fit")),
     };
     let share = 1.0 / (height as f32 * width as f32);
@@ -49,15 +138,56 @@ fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
     let op = conv_op(&window, channels)?;
     let image = as_image(call, x)?;
     let result = call.push(op, &[image, weights])?;
-    let value = from_image(call, result, shape.rank())?;
+    let result = from_image(call, result, shape.rank())?;
+    let value = corrected(call, result, &axes, count_padding)?;
     call.give_value(value);
     Ok(())
 }
 
-fn comes_out_even(sizes: &[usize], kernel: &[usize], window: &super::linear::Window) -> bool {
-    let each = sizes.iter().zip(kernel).zip(&window.strides).zip(&window.dilations).zip(&window.pads);
-    each.into_iter().all(|((((&size, &k), &stride), &dilation), &(before, after))| {
-        let room = size.saturating_add(before).saturating_add(after).saturating_sub((k - 1) * dilation + 1);
-        room.is_multiple_of(stride)
-    })
+/// Averages over whole windows made averages over what counts.
+fn corrected(call: &mut Call<'_, '_>, mut x: ValueId, axes: &[Axis], count_padding: bool) -> Fallible<ValueId> {
+    for (i, &axis) in axes.iter().enumerate() {
+        map::room(call, x, axis.results)?;
+        let factor = |o: usize| (axis.kernel as f64 / axis.sharing(o, count_padding)) as f32;
+        let factors: Vec<f32> = (0..axis.results).map(factor).collect();
+        if factors.iter().all(|&f| f == 1.0) {
+            continue;
+        }
+        let mut dims = vec![1; axes.len()];
+        if let Some(dim) = dims.get_mut(i) {
+            *dim = axis.results;
+        }
+        let factors = call.floats("counts", &dims, &factors);
+        x = call.push(Op::Mul {}, &[x, factors])?;
+    }
+    Ok(x)
+}
+
+fn average_by_axis(call: &mut Call<'_, '_>, mut x: ValueId, axes: &[Axis], count_padding: bool) -> Fallible<()> {
+    for (i, &axis) in axes.iter().enumerate() {
+        let weight = |o: usize, i: usize| {
+            let offset = (i + axis.pads.0).checked_sub(o * axis.stride).filter(|d| d.is_multiple_of(axis.dilation));
+            let inside = offset.is_some_and(|d| axis.inside(o).contains(&(d / axis.dilation)));
+            if inside { 1.0 / axis.sharing(o, count_padding) } else { 0.0 }
+        };
+        x = map::linear(call, x, i + 2, axis.results, weight)?;
+    }
+    call.give_value(x);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_in_the_padding_are_not_inside() {
+        let axis = Axis { size: 5, kernel: 3, stride: 2, dilation: 1, pads: (1, 1), results: 3 };
+        assert_eq!((0..3).map(|o| axis.inside(o)).collect::<Vec<_>>(), [1..3, 0..3, 0..2]);
+        assert_eq!((0..3).map(|o| axis.sharing(o, false)).collect::<Vec<_>>(), [2.0, 3.0, 2.0]);
+        assert_eq!(axis.sharing(2, true), 3.0);
+        assert_eq!(axis.element(1, 0), 1);
+        let wide = Axis { dilation: 2, ..axis };
+        assert_eq!((0..3).map(|o| wide.inside(o)).collect::<Vec<_>>(), [1..3, 0..2, 0..1]);
+    }
 }

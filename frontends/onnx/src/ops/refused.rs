@@ -19,12 +19,8 @@ const ADVICE: &[(&[&str], &str)] = &[
     ),
     (&["If", "Loop", "Scan", "SequenceMap"], CONTROL),
     (&["NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK"], DATA),
-    (&["Attention"], "export with opset 18 to 22, where attention is written out"),
-    (&["Resize", "Upsample", "GridSample"], "export with a fixed image size, so that positions need no interpolation"),
-    (
-        &["ConvTranspose", "MaxPool", "LSTM", "GRU", "RNN", "Einsum"],
-        "Vision Transformers rarely need it; tell us if yours does",
-    ),
+    (&["GridSample"], "export with a fixed image size, so that positions need no interpolation"),
+    (&["LSTM", "GRU", "RNN"], "Vision Transformers rarely need it; tell us if yours does"),
 ];
 
 /// What to do about an op that has no handler.

@@ -4,10 +4,10 @@ use vitc_ir::{Op, ValueId};
 
 use super::Table;
 use crate::call::Call;
-use crate::known::{Kind, Known, Linear, broadcast, broadcast_strides, count, strides, walk};
+use crate::known::{Kind, Known, Linear, broadcast, broadcast_strides, count, walk};
 use crate::problem::{Fallible, invalid, unsupported};
 
-pub(super) const OPS: Table = &[("ScatterND", scatter), ("Trilu", trilu), ("Where", choose)];
+pub(super) const OPS: Table = &[("Trilu", trilu), ("Where", choose)];
 
 fn choose(call: &mut Call<'_, '_>) -> Fallible<()> {
     // The condition may be unknown when both cases are the same; nothing else can be done without it.
@@ -88,56 +88,32 @@ fn blended(call: &mut Call<'_, '_>, mask: &Known) -> Fallible<ValueId> {
     call.push(Op::Add {}, &[a, b])
 }
 
+/// The triangle of constants is evaluated, that of computed floats is selected.
 fn trilu(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let x = call.known_up_to(0, 1 << 20)?.ok_or_else(|| unsupported("only constants are supported"))?;
     let diagonal = call.integers(1, "k")?.and_then(|k| k.first().copied()).unwrap_or(0);
     let upper = call.int_or("upper", 1)? != 0;
-    let &[.., rows, columns] = x.dims.as_slice() else { return Err(invalid("a matrix is needed")) };
-    call.room(x.data.len())?;
+    let shape = call.shape(0)?;
+    let &[.., rows, columns] = shape.0.as_slice() else { return Err(invalid("a matrix is needed")) };
+    let (Some(rows), Some(columns)) = (rows.as_fixed(), columns.as_fixed()) else {
+        return Err(unsupported("a triangle over the batch"));
+    };
     let keep = |i: usize| {
         let (row, column) = ((i / columns % rows) as i64, (i % columns) as i64);
         let offset = column - row;
         if upper { offset >= diagonal } else { offset <= diagonal }
     };
-    let data = x.data.iter().enumerate().map(|(i, &v)| if keep(i) { v } else { Linear::from(0.0) }).collect();
-    call.give_known(Known { kind: x.kind, dims: x.dims.clone(), data });
-    Ok(())
-}
-
-fn scatter(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let x = call.known_up_to(0, 1 << 20)?.ok_or_else(|| unsupported("only constants are supported"))?;
-    let index = call.content(1, "the index")?;
-    let updates = call.content(2, "the updates")?;
-    if call.word_or("reduction", "none")? != "none" {
-        return Err(unsupported("a reduction other than none"));
+    if let Some(x) = call.known_up_to(0, 1 << 20)? {
+        call.room(x.data.len())?;
+        let data = x.data.iter().enumerate().map(|(i, &v)| if keep(i) { v } else { Linear::from(0.0) }).collect();
+        call.give_known(Known { kind: x.kind, dims: x.dims.clone(), data });
+        return Ok(());
     }
-    if x.data.is_empty() {
-        return Err(unsupported("the tensor is empty"));
-    }
-    let depth = index.dims.last().copied().filter(|&d| d > 0 && d <= x.dims.len());
-    let depth = depth.ok_or_else(|| invalid("the index does not fit"))?;
-    let steps = strides(&x.dims);
-    let run = count(x.dims.get(depth..).unwrap_or_default()).unwrap_or(0);
-    let numbers = index.integers()?;
-    let rows = numbers.len() / depth;
-    call.room(x.data.len())?;
-    let mut data = x.data.clone();
-    if rows.checked_mul(run) != Some(updates.data.len()) {
-        return Err(invalid("the updates do not fit the index"));
-    }
-    for (k, at) in numbers.chunks_exact(depth).enumerate() {
-        let start = at.iter().zip(&x.dims).zip(&steps).try_fold(0usize, |acc, ((&i, &size), &step)| {
-            let i = if i < 0 { i.checked_add(size as i64)? } else { i };
-            let i = usize::try_from(i).ok().filter(|&i| i < size)?;
-            Some(acc + i * step)
-        });
-        let target = start.and_then(|s| data.get_mut(s..s + run));
-        let source = updates.data.get(k * run..(k + 1) * run);
-        match (target, source) {
-            (Some(target), Some(source)) => target.copy_from_slice(source),
-            _ => return Err(invalid("an index is out of range")),
-        }
-    }
-    call.give_known(Known { kind: x.kind, dims: x.dims.clone(), data });
+    let total = rows.checked_mul(columns).ok_or_else(|| invalid("too many elements"))?;
+    let x = call.tensor(0)?;
+    super::map::room(call, x, total)?;
+    let data = (0..total).map(|i| f64::from(u8::from(keep(i))).into()).collect();
+    let mask = Known { kind: Kind::Bool, dims: vec![rows, columns], data };
+    let value = bounded(call, 0, &mask, &Known::scalar(Kind::F32, 0.0), true)?;
+    call.give_value(value);
     Ok(())
 }

@@ -1,0 +1,141 @@
+//! Gathers with an index for each element or each block, and `ScatterND` of constants.
+
+use vitc_ir::{Op, Shape};
+
+use super::Table;
+use crate::call::Call;
+use crate::import::shorten;
+use crate::known::{Known, Linear, count, pick, strides};
+use crate::problem::{Fallible, invalid, unsupported};
+
+pub(super) const OPS: Table =
+    &[("GatherElements", gather_elements), ("GatherND", gather_nd), ("ScatterND", scatter_nd)];
+
+/// An index that may count from the end.
+fn resolve(i: i64, size: usize) -> Option<usize> {
+    let i = if i < 0 { i.checked_add(size as i64)? } else { i };
+    usize::try_from(i).ok().filter(|&i| i < size)
+}
+
+/// The fixed dimensions of operand 0.
+fn fixed_dims(call: &Call<'_, '_>) -> Fallible<Vec<usize>> {
+    call.shape(0)?.as_fixed().ok_or_else(|| unsupported("elements of the batch are gathered"))
+}
+
+/// Operand 0 as `blocks` of equal size, those at `positions` taken, with the shape `dims`.
+fn taken(call: &mut Call<'_, '_>, positions: Vec<usize>, block: usize, dims: Vec<usize>) -> Fallible<()> {
+    if let Some(x) = call.known(0)? {
+        call.room(count(&dims).ok_or_else(|| invalid("too many elements"))?)?;
+        let data = pick(&x, positions.iter().flat_map(|p| p * block..(p + 1) * block))?;
+        call.give_known(Known { kind: x.kind, dims, data });
+        return Ok(());
+    }
+    let total = call.shape(0)?.as_fixed().and_then(|d| count(&d)).filter(|_| block > 0);
+    let blocks = total.ok_or_else(|| invalid("too many elements"))? / block;
+    if positions.is_empty() {
+        return Err(unsupported("the result is empty"));
+    }
+    let x = call.tensor(0)?;
+    let rows = call.reshape(x, Shape::fixed(&[blocks, block]))?;
+    let chosen = call.push(Op::Gather { axis: 0, index: positions }, &[rows])?;
+    let value = call.reshape(chosen, Shape::fixed(&dims))?;
+    call.give_value(value);
+    Ok(())
+}
+
+fn gather_elements(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let dims = fixed_dims(call)?;
+    let axis = call.axis(call.int_or("axis", 0)?, dims.len())?;
+    let index = call.content(1, "the index")?;
+    let fits = index.dims.iter().zip(&dims).enumerate().all(|(a, (i, d))| a == axis || i <= d);
+    if index.dims.len() != dims.len() || !fits {
+        return Err(invalid(format!("an index of {:?} into {dims:?}", index.dims)));
+    }
+    let size = dims.get(axis).copied().unwrap_or(0);
+    let (steps, own) = (strides(&dims), strides(&index.dims));
+    call.room(index.data.len())?;
+    let position = |(flat, i): (usize, &i64)| {
+        let coordinates = own.iter().zip(&index.dims).map(|(&step, &d)| flat / step % d).enumerate();
+        let chosen = resolve(*i, size)?;
+        Some(coordinates.zip(&steps).map(|((a, c), step)| if a == axis { chosen * step } else { c * step }).sum())
+    };
+    let positions: Option<Vec<usize>> = index.integers()?.iter().enumerate().map(position).collect();
+    let positions = positions.ok_or_else(|| invalid("an index is out of range"))?;
+    taken(call, positions, 1, index.dims.clone())
+}
+
+fn gather_nd(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let dims = fixed_dims(call)?;
+    let index = call.content(1, "the index")?;
+    let batch = usize::try_from(call.int_or("batch_dims", 0)?).map_err(|_| invalid("`batch_dims` is negative"))?;
+    let misfit = || invalid(format!("an index of {:?} into {dims:?}", index.dims));
+    let (&depth, outer) = index.dims.split_last().ok_or_else(misfit)?;
+    let end = batch.checked_add(depth).filter(|&e| depth > 0 && e <= dims.len()).ok_or_else(misfit)?;
+    if outer.get(..batch).is_none_or(|o| Some(o) != dims.get(..batch)) {
+        return Err(misfit());
+    }
+    let block = count(dims.get(end..).unwrap_or_default()).ok_or_else(misfit)?;
+    let inner = count(dims.get(batch..end).unwrap_or_default()).ok_or_else(misfit)?;
+    let each = count(outer.get(batch..).unwrap_or_default()).ok_or_else(misfit)?;
+    let numbers = index.integers()?;
+    call.room(numbers.len())?;
+    let sizes = dims.get(batch..end).unwrap_or_default();
+    let position = |(n, at): (usize, &[i64])| {
+        let within = at.iter().zip(sizes).try_fold(0usize, |acc, (&i, &size)| Some(acc * size + resolve(i, size)?))?;
+        Some(n.checked_div(each)? * inner + within)
+    };
+    let positions: Option<Vec<usize>> = numbers.chunks_exact(depth).enumerate().map(position).collect();
+    let positions = positions.ok_or_else(|| invalid("an index is out of range"))?;
+    let dims = outer.iter().chain(dims.get(end..).unwrap_or_default()).copied().collect();
+    taken(call, positions, block, dims)
+}
+
+/// How an update joins what is there.
+type Join = fn(Linear, Linear) -> Option<Linear>;
+
+fn join(call: &Call<'_, '_>) -> Fallible<Join> {
+    Ok(match call.word_or("reduction", "none")? {
+        "none" => |_, new| Some(new),
+        "add" => |old, new| Some(old.add(new)),
+        "mul" => Linear::mul,
+        "max" => |old, new| super::arithmetic::pick(old, new, true),
+        "min" => |old, new| super::arithmetic::pick(old, new, false),
+        other => return Err(invalid(format!("reduction={:?}", shorten(other)))),
+    })
+}
+
+fn scatter_nd(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let x = call.known_up_to(0, 1 << 20)?.ok_or_else(|| unsupported("only constants are supported"))?;
+    let index = call.content(1, "the index")?;
+    let updates = call.content(2, "the updates")?;
+    let join = join(call)?;
+    if x.data.is_empty() {
+        return Err(unsupported("the tensor is empty"));
+    }
+    let depth = index.dims.last().copied().filter(|&d| d > 0 && d <= x.dims.len());
+    let depth = depth.ok_or_else(|| invalid("the index does not fit"))?;
+    let steps = strides(&x.dims);
+    let run = count(x.dims.get(depth..).unwrap_or_default()).unwrap_or(0);
+    let numbers = index.integers()?;
+    let rows = numbers.len() / depth;
+    call.room(x.data.len())?;
+    let mut data = x.data.clone();
+    if rows.checked_mul(run) != Some(updates.data.len()) {
+        return Err(invalid("the updates do not fit the index"));
+    }
+    for (k, at) in numbers.chunks_exact(depth).enumerate() {
+        let start = at
+            .iter()
+            .zip(&x.dims)
+            .zip(&steps)
+            .try_fold(0usize, |acc, ((&i, &size), &step)| Some(acc + resolve(i, size)? * step));
+        let target = start.and_then(|s| data.get_mut(s..s + run));
+        let source = updates.data.get(k * run..(k + 1) * run);
+        let (Some(target), Some(source)) = (target, source) else { return Err(invalid("an index is out of range")) };
+        for (old, &new) in target.iter_mut().zip(source) {
+            *old = join(*old, new).ok_or_else(|| unsupported("the result is no linear function of the batch"))?;
+        }
+    }
+    call.give_known(Known { kind: x.kind, dims: x.dims.clone(), data });
+    Ok(())
+}
