@@ -84,12 +84,6 @@ impl Attention {
         self.scratch_parts().iter().sum()
     }
 
-    /// Whether the tile unit is worth its while: products that fill half of its tiles and more.
-    pub(crate) fn is_worth_tiles(&self) -> bool {
-        let rows = self.sizes.last().map_or(1, |d| d.size);
-        rows >= 16 && self.scores.n >= 32 && self.scores.k >= 16
-    }
-
     /// `attention_u8s8_u8__d64t197`.
     pub(crate) fn name(&self) -> String {
         let [q, k, _, out] = self.heads.each_ref().map(|o| o.elem.name().replace('i', "s"));

@@ -9,6 +9,7 @@ use vitc_runtime::{ConstMemory, Program, ProgramParts, Step};
 mod attention;
 mod conv;
 mod copy;
+mod cost;
 mod disasm;
 mod emit;
 #[cfg(all(any(test, feature = "emulate"), target_arch = "x86_64", target_os = "linux"))]
@@ -28,6 +29,7 @@ mod rows;
 mod view;
 mod wide;
 
+pub use cost::{Choice, Choices, Offer, Split, Unit};
 pub use disasm::{count_float_instructions, disassemble};
 #[cfg(all(feature = "emulate", target_arch = "x86_64", target_os = "linux"))]
 pub use emulate::emulate_tiles;
@@ -44,12 +46,22 @@ mod testing;
 mod tests;
 
 /// How to compile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Which instructions the kernels may use.
     pub tier: Tier,
+    /// Threads that will run the program. Any number gives the same results.
+    pub threads: usize,
+    /// What is chosen by hand instead of by the cost model. It does not change a bit of the results.
+    pub choices: Choices,
     /// What becomes of weights that the plan has two to a byte. It does not change a bit of the results.
     pub nibbles: Nibbles,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { tier: Tier::default(), threads: 1, choices: Choices::default(), nibbles: Nibbles::default() }
+    }
 }
 
 /// What becomes of weights that the plan has two to a byte, on the tiers that can unpack them in every pass.
@@ -70,6 +82,8 @@ pub struct Compiled {
     pub parts: ProgramParts,
     /// The kernels, each once, in the order of first use.
     pub kernels: Vec<Kernel>,
+    /// What each step could be instead, where there is a choice.
+    pub offers: Vec<Option<Offer>>,
     /// The bytes of the constants.
     #[cfg(test)]
     consts: Vec<u8>,
@@ -101,6 +115,7 @@ pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenEr
     let scratch_bytes = plan.kernels.scratch_bytes;
     let kernels: Vec<Kernel> = plan.kernels.list.into_iter().map(|(k, _)| k).collect();
     let names: Vec<Arc<str>> = kernels.iter().map(|k| Arc::from(k.name.as_str())).collect();
+    let offers = plan.steps.iter().map(|s| s.offer.clone()).collect();
     let steps = plan.steps.into_iter().map(|s| Step {
         kernel: entries[s.kernel],
         args: s.args,
@@ -125,6 +140,7 @@ pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenEr
     Ok(Compiled {
         parts,
         kernels,
+        offers,
         #[cfg(test)]
         consts: plan.consts,
     })

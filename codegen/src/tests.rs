@@ -12,6 +12,7 @@ use crate::testing::{Edge, Random};
 use crate::{Options, Tier, compile, count_float_instructions};
 
 mod attention;
+mod choices;
 mod guarded;
 mod linear;
 mod movement;

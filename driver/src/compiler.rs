@@ -11,6 +11,7 @@ use crate::artifact;
 use crate::calibrate::Calibration;
 use crate::error::Failure;
 use crate::io::image::Preprocess;
+use crate::tuning::Found;
 use crate::walk::{self, Journal, WalkOptions};
 
 /// Compiles models. Every setting has a sensible default except the calibration, without which seeded noise is used.
@@ -27,6 +28,8 @@ pub struct Compiled {
     pub module: Module,
     /// What happened on the way; empty for a loaded artifact.
     pub journal: Journal,
+    /// What `vitc tune` has found for an artifact on this machine.
+    pub tuning: Found,
 }
 
 impl Compiler {
@@ -97,7 +100,7 @@ impl Compiler {
     /// Compiles a module of any stage.
     pub fn compile(&self, module: Module) -> Result<Compiled> {
         let (module, journal) = self.advance(module, Stage::Plan)?;
-        Ok(Compiled { module, journal })
+        Ok(Compiled { module, journal, tuning: Found::Nothing })
     }
 
     /// Takes a module of any stage to a later one.
@@ -130,8 +133,9 @@ impl Compiled {
         artifact::save(&self.module, path.as_ref())
     }
 
-    /// Opens an artifact by memory map.
+    /// Opens an artifact by memory map, with what `vitc tune` has found for it.
     pub fn open(path: impl AsRef<Path>) -> Result<Compiled> {
-        Ok(Compiled { module: artifact::open(path.as_ref())?, journal: Journal::default() })
+        let (module, tuning) = (artifact::open(path.as_ref())?, Found::beside(path.as_ref()));
+        Ok(Compiled { module, journal: Journal::default(), tuning })
     }
 }

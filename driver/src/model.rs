@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use vitc_codegen::{CodegenError, Kernel, Tier};
+use vitc_codegen::{Choices, CodegenError, Kernel, Offer, Options, Tier};
 use vitc_ir::{Diagnostic, Module};
 use vitc_runtime::{
     Elem, InputSpec, OutputSpec, Program, Quantize, Session, SessionOptions, StepProfile, Tensor, TensorSpec,
@@ -25,13 +25,23 @@ pub struct Emitted {
     pub kernels: Vec<Kernel>,
     /// Which instructions they use.
     pub tier: Tier,
+    /// What each step could be instead.
+    pub offers: Vec<Option<Offer>>,
 }
 
 impl Emitted {
     /// Emits the kernels of a module of stage `plan`.
     pub fn of(module: &Module, tier: Tier) -> Result<Emitted> {
-        let (program, kernels) = program_of(module, tier)?;
-        Ok(Emitted { program, kernels, tier })
+        Emitted::with(module, &Options { tier, ..Options::default() })
+    }
+
+    /// The same for a number of threads, and with choices made by hand.
+    pub fn with(module: &Module, options: &Options) -> Result<Emitted> {
+        let mut compiled = vitc_codegen::compile(module, options).map_err(unsupported)?;
+        let (kernels, offers) = (std::mem::take(&mut compiled.kernels), std::mem::take(&mut compiled.offers));
+        open_doors(module, &mut compiled.parts.inputs)?;
+        let program = Arc::new(compiled.into_program().map_err(unsupported)?);
+        Ok(Emitted { program, kernels, tier: options.tier, offers })
     }
 
     /// Floating-point instructions of all kernels together.
@@ -50,15 +60,6 @@ impl Emitted {
         let macs: u64 = self.program.steps().iter().map(|s| s.macs_per_image).sum();
         macs / fixed_images(&self.program).unwrap_or(1).max(1) as u64
     }
-}
-
-/// The only place that calls the code generator.
-fn program_of(module: &Module, tier: Tier) -> Result<(Arc<Program>, Vec<Kernel>)> {
-    let mut compiled =
-        vitc_codegen::compile(module, &vitc_codegen::Options { tier, ..Default::default() }).map_err(unsupported)?;
-    let kernels = std::mem::take(&mut compiled.kernels);
-    open_doors(module, &mut compiled.parts.inputs)?;
-    Ok((Arc::new(compiled.into_program().map_err(unsupported)?), kernels))
 }
 
 /// Lets `f32` in where the program takes integers: normalised images become the pixels they came from, other numbers are
@@ -104,6 +105,7 @@ pub struct Model {
     emitted: Emitted,
     preprocess: Option<Preprocess>,
     takes_pixels: bool,
+    untuned: Option<String>,
 }
 
 /// One output of a run, as real numbers.
@@ -131,8 +133,14 @@ impl Model {
 
     /// [`Model::load`] with kernels of that tier.
     pub fn load_on(compiled: &Compiled, threads: usize, tier: Tier) -> Result<Model> {
+        let (choices, untuned) = compiled.tuning.choices(tier, threads);
+        Ok(Model { untuned, ..Model::load_with(compiled, threads, tier, choices)? })
+    }
+
+    /// [`Model::load_on`] with these choices instead of what `vitc tune` has found.
+    pub fn load_with(compiled: &Compiled, threads: usize, tier: Tier, choices: Choices) -> Result<Model> {
         let module = &compiled.module;
-        let emitted = Emitted::of(module, tier)?;
+        let emitted = Emitted::with(module, &Options { tier, threads, choices, ..Options::default() })?;
         let preprocess = preprocess_of(module)?;
         if let Some(p) = &preprocess {
             p.validate().context("the recorded preprocessing is not valid")?;
@@ -140,7 +148,7 @@ impl Model {
         }
         let options = SessionOptions { threads, ..SessionOptions::default() };
         let session = Session::new(Arc::clone(&emitted.program), options)?;
-        Ok(Model { session, emitted, preprocess, takes_pixels: takes_pixels(module) })
+        Ok(Model { session, emitted, preprocess, takes_pixels: takes_pixels(module), untuned: None })
     }
 
     /// How an image file becomes the input; `None` when the model does not take images.
@@ -177,6 +185,16 @@ impl Model {
     /// Which instructions the kernels use.
     pub fn tier(&self) -> Tier {
         self.emitted.tier
+    }
+
+    /// What each step could be instead.
+    pub fn offers(&self) -> &[Option<Offer>] {
+        &self.emitted.offers
+    }
+
+    /// Why what `vitc tune` has found is not used, where it has found something.
+    pub fn untuned(&self) -> Option<&str> {
+        self.untuned.as_deref()
     }
 
     /// Machine code and figures.

@@ -136,7 +136,7 @@ const FORGED: usize = 100;
 
 /// Either an error or some logits.
 fn run_forged(module: vitc_ir::Module) {
-    let compiled = vitc::Compiled { module, journal: Default::default() };
+    let compiled = vitc::Compiled { module, journal: Default::default(), tuning: Default::default() };
     let Ok(mut model) = vitc::Model::load(&compiled, 1) else { return };
     let Ok(p) = model.image_input() else { return };
     let pixels = vec![100; p.pixels()];

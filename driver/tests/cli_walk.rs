@@ -155,6 +155,45 @@ fn arrays_give_the_bits_that_images_give() {
     assert_eq!(run_array(&artifact, &bytes, &[]).1, logits);
 }
 
+/// Findings beside the artifact: used where they hold, ignored with a note elsewhere, and no bit changes.
+#[test]
+fn tuning_is_kept_beside_the_artifact_and_changes_no_bit() {
+    let dir = temp();
+    let artifact = artifact(dir.path());
+    let input = dir.path().join("bytes.npy");
+    write_npy_bytes(&input, "|u1", &[1, 3, 48, 48], &pixels(3));
+    let logits = run_array(&artifact, &input, &["--threads", "2"]).1;
+    let report = json(&["tune", &artifact, "--threads", "2", "--runs", "2"]);
+    let file = format!("{artifact}.tune");
+    assert_eq!(report["tuned"]["file"], file.as_str());
+    assert_eq!(run_array(&artifact, &input, &["--threads", "2"]).1, logits);
+
+    // Whatever was found: choices that the cost model would not make.
+    let mut tuning: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let all = json(&["bench", &artifact, "--threads", "2", "--runs", "1"]);
+    assert!(number(&all, "min_ms") > 0.0);
+    let compiled = vitc::Compiled::open(&artifact).unwrap();
+    let model = vitc::Model::load(&compiled, 2).unwrap();
+    assert!(model.untuned().is_none());
+    let keys: Vec<String> = model.offers().iter().flatten().map(|o| o.key.clone()).collect();
+    let finding = serde_json::json!({"split": "columns", "copied_bytes": 4096, "ms": [2.0, 1.0]});
+    tuning["kernels"] = keys.into_iter().map(|key| (key, finding.clone())).collect::<serde_json::Map<_, _>>().into();
+    std::fs::write(&file, tuning.to_string()).unwrap();
+    assert_eq!(run_array(&artifact, &input, &["--threads", "2"]).1, logits);
+
+    let run = output(&["bench", &artifact, "--threads", "1", "--runs", "1"]);
+    assert!(
+        run.status.success() && stderr(&run).contains("note: what `vitc tune` found is not used"),
+        "{}",
+        stderr(&run)
+    );
+    tuning["artifact"] = "0".into();
+    std::fs::write(&file, tuning.to_string()).unwrap();
+    let run = output(&["bench", &artifact, "--threads", "2", "--runs", "1"]);
+    assert!(run.status.success() && stderr(&run).contains("another artifact"), "{}", stderr(&run));
+    assert!(fails(&["tune", &crate::common::model()]).contains("not an artifact"));
+}
+
 #[test]
 fn neither_batch_nor_threads_change_a_bit() {
     let dir = temp();

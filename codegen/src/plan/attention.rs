@@ -9,8 +9,8 @@ use super::elementwise::{requantize_head, rounded};
 use super::product::{bias_program, reading, single_stride, zero_points};
 use super::{Call, Lowered, Planner, extent, joint, product_of};
 use crate::attention::Attention;
+use crate::cost::{Choice, Core, Offer, Unit};
 use crate::gemm::{Gemm, Reading, Weights};
-use crate::isa::Tier;
 use crate::kernel::Spec;
 use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work};
@@ -78,17 +78,32 @@ impl<M: Backend> Planner<'_, M> {
         };
         let items = product_of(&sizes)?;
         let (name, macs) = (spec.name(), items.size as u64 * (keys * (d + columns)) as u64);
-        let (spec, grain) = match self.widened_attention(&spec, node)? {
-            Some(wide) => (Spec::WideAttention(Box::new(wide.clone())), wide.grain()),
-            None => (Spec::Attention(Box::new(spec)), 12),
+        let key = format!("{name}m{rows}");
+        let choice = self.options.choices.of(&key);
+        let unit = self.attention_unit(choice, size);
+        let (spec, grain, unit) = match self.widened_attention(&spec, node, unit)? {
+            Some(wide) => (Spec::WideAttention(Box::new(wide.clone())), wide.grain(), unit),
+            None => (Spec::Attention(Box::new(spec)), 12, Unit::Portable),
         };
-        self.step(Call { name, spec, args, items: extent(items), grain, macs })
+        let offer = self.units_but(unit).map(|others| {
+            let other = |&unit| Choice { unit: Some(unit), ..Choice::default() };
+            Offer { key, chosen: other(&unit), others: others.iter().map(other).collect() }
+        });
+        self.step(Call { name, spec, args, items: extent(items), grain, macs, offer })
+    }
+
+    fn attention_unit(&self, choice: Choice, Sizes { rows, d, keys, columns }: Sizes) -> Unit {
+        let core = Core::of(self.tier);
+        self.unit(choice, || core.attention_unit(rows, d, keys, columns))
     }
 
     /// The same as a kernel of the wide tiers, where that can do it.
-    fn widened_attention(&mut self, narrow: &Attention, node: &Node) -> Lowered<Option<WideAttention>> {
+    fn widened_attention(&mut self, narrow: &Attention, node: &Node, unit: Unit) -> Lowered<Option<WideAttention>> {
+        if unit == Unit::Portable {
+            return Ok(None);
+        }
         let Op::FusedAttention { table_bits, shift, zero_point, to, .. } = node.op else { return Ok(None) };
-        let tiled = if self.tier == Tier::AmxInt8 && narrow.is_worth_tiles() {
+        let tiled = if unit == Unit::Tiles {
             let starts = narrow.values.b_zero != 0;
             Some(self.lane(
                 &requantize_rows(shift, zero_point, to, starts),
@@ -97,7 +112,7 @@ impl<M: Backend> Planner<'_, M> {
         } else {
             None
         };
-        let table = self.const_of(node.operands[3]).filter(|_| self.tier.is_wide()).map(Const::ints);
+        let table = self.const_of(node.operands[3]).map(Const::ints);
         let wide = table.and_then(|table| WideAttention::of(narrow, &table, table_bits, tiled.as_ref()));
         let Some(wide) = wide else { return Ok(None) };
         Ok(self.kernels.fits(&Spec::WideAttention(Box::new(wide.clone())))?.then_some(wide))

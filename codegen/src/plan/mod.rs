@@ -15,12 +15,13 @@ use vitc_ir::lane::{Access, Inst, Program};
 use vitc_ir::{Const, Def, Dim, Elem, Module, Node, Op, Shape, Stage, ValueId};
 use vitc_runtime::{Buffer, Extent, InputSpec, OutputSpec, Quantize, TensorSpec};
 
+use crate::cost::{Choice, Unit};
 use crate::isa::Tier;
 use crate::kernel::{Kernels, Spec};
 use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, Nest, View, resolve};
-use crate::{CodegenError, Nibbles, Options};
+use crate::{CodegenError, Offer, Options};
 
 /// Alignment of constants.
 const ALIGN: usize = 64;
@@ -38,6 +39,7 @@ pub(crate) struct Planned {
     region: Option<regions::Region>,
     pub source: String,
     pub macs_per_image: u64,
+    pub offer: Option<Offer>,
 }
 
 /// Everything but the machine code's addresses.
@@ -57,7 +59,7 @@ pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &
     let mut planner = Planner {
         module,
         tier: options.tier,
-        nibbles: options.nibbles,
+        options,
         backend,
         kernels: Kernels::default(),
         steps: Vec::new(),
@@ -127,7 +129,7 @@ type Lowered<T = ()> = Result<T, Refusal>;
 struct Planner<'m, M: Backend> {
     module: &'m Module,
     tier: Tier,
-    nibbles: Nibbles,
+    options: &'m Options,
     backend: &'m mut M,
     kernels: Kernels,
     steps: Vec<Planned>,
@@ -147,6 +149,7 @@ struct Call {
     items: Extent,
     grain: usize,
     macs: u64,
+    offer: Option<Offer>,
 }
 
 impl<M: Backend> Planner<'_, M> {
@@ -241,6 +244,27 @@ impl<M: Backend> Planner<'_, M> {
         self.module.const_of(v)
     }
 
+    /// The unit of a kernel: the one that is chosen by hand, if this tier has it, or what the cost model says.
+    fn unit(&self, choice: Choice, model: impl Fn() -> Unit) -> Unit {
+        let has = |unit: &Unit| self.units().contains(unit);
+        choice.unit.filter(has).unwrap_or_else(|| if self.tier.is_wide() { model() } else { Unit::Portable })
+    }
+
+    /// The units that the tier has.
+    fn units(&self) -> &'static [Unit] {
+        match self.tier {
+            Tier::AmxInt8 => &[Unit::Tiles, Unit::Vectors, Unit::Portable],
+            Tier::Avx512Vnni => &[Unit::Vectors, Unit::Portable],
+            Tier::Portable | Tier::Baseline => &[Unit::Portable],
+        }
+    }
+
+    /// The others, if there are any.
+    fn units_but(&self, unit: Unit) -> Option<Vec<Unit>> {
+        let others: Vec<Unit> = self.units().iter().copied().filter(|&other| other != unit).collect();
+        (!others.is_empty()).then_some(others)
+    }
+
     /// The kernel of the wide tiers where there is one and its code fits the registers, otherwise the other one.
     fn widest(&mut self, wide: Option<Spec>, other: Spec) -> Lowered<Spec> {
         match wide.filter(|_| self.tier.is_wide()) {
@@ -256,7 +280,7 @@ impl<M: Backend> Planner<'_, M> {
         let kernel = self.kernels.get(self.backend, call.spec, &name)?;
         let node = &self.module.nodes[self.node];
         let source = node.loc.as_deref().map_or_else(|| format!("node {}", self.node), str::to_string);
-        let Call { args, items, grain, macs, .. } = call;
+        let Call { args, items, grain, macs, offer, .. } = call;
         self.steps.push(Planned {
             kernel,
             args,
@@ -266,6 +290,7 @@ impl<M: Backend> Planner<'_, M> {
             region: None,
             source,
             macs_per_image: macs,
+            offer,
         });
         Ok(())
     }

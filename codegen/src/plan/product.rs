@@ -4,24 +4,20 @@ use cranelift_module::Module as Backend;
 use vitc_ir::lane::{Access, Input, Inst, Program};
 use vitc_ir::layout::Layout;
 use vitc_ir::{Const, Elem, Node, Op, Shape, ValueId};
-use vitc_runtime::Buffer;
+use vitc_runtime::{Buffer, Extent};
 
 use super::{Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
-use crate::Nibbles;
 use crate::conv::Conv;
+use crate::cost::{Choice, Core, Offer, Sizes, Split, Unit, copied_bytes, streams_nibbles};
 use crate::gemm::{Gemm, Reading, Weights};
-use crate::isa::Tier;
 use crate::kernel::Spec;
 use crate::lane::check_access;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, View};
-use crate::wide::gemm::WideGemm;
+use crate::wide::gemm::{PANEL, WideGemm};
 
-/// Weights of a program that a core's share of the last-level cache keeps from image to image.
-const NEAR_BYTES: usize = 16 << 20;
-/// Rows of an image up to which the tile unit waits for weights: 24 KB of them take some 4400 cycles from memory at 15 GB/s
-/// and 24 cycles of products for each row; unpacking them, about 600, must fit between.
-const TILED_ROWS: usize = 144;
+/// Bytes of copied rows that may be tried.
+const COPIED_BYTES: [usize; 5] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
 
 /// The parts of a product that do not depend on where b comes from.
 struct Parts {
@@ -156,24 +152,26 @@ impl<M: Backend> Planner<'_, M> {
             sizes: sizes.clone(),
         };
         let word = lane_word(&parts.program);
-        let nibbles = self.is_worth_unpacking(&right, &n);
-        let (spec, name, grain, packing, bias) = match self.widened(&gemm, apart, &parts.extras, nibbles)? {
+        let key = format!("gemm_{}{word}__m{}k{}n{}", gemm.a.elem, n.rows(), n.k, n.n);
+        let items = extent(product_of(&sizes)?);
+        let made = match self.widened(&gemm, apart, &parts.extras, &right, (&n, &key))? {
             Some((wide, bias)) => {
-                let (name, grain) = (wide.name(&word), wide.grain());
+                let offer = self.offer(key, &wide, matches!(right, Right::Weights { nibbles: true, .. }));
+                let (items, grain) = if wide.by_columns {
+                    (Extent { per_batch: 0, fixed: n.n.div_ceil(PANEL) }, 1)
+                } else {
+                    (items, wide.grain())
+                };
                 let packing = Packing { layout: wide.layout(), depth: wide.depth() };
-                (Spec::WideGemm(wide), name, grain, packing, bias)
+                Made { name: wide.name(&word), spec: Spec::WideGemm(wide), items, grain, packing, bias, offer }
             }
             None => {
+                let packing = Packing { layout: crate::gemm::weight_layout(n.k, n.n), depth: n.k };
                 let (name, grain) = (gemm.name(&word), gemm.grain());
-                (
-                    Spec::Gemm(gemm),
-                    name,
-                    grain,
-                    Packing { layout: crate::gemm::weight_layout(n.k, n.n), depth: n.k },
-                    None,
-                )
+                Made { name, spec: Spec::Gemm(gemm), items, grain, packing, bias: None, offer: None }
             }
         };
+        let Made { name, spec, items, grain, packing, bias, offer } = made;
         let (b_buffer, corrections) = match right {
             Right::Weights { plain, elem, .. } => self.weights(&n, plain, elem, packing, bias),
             Right::Activation { buffer, .. } => (buffer, None),
@@ -181,8 +179,7 @@ impl<M: Backend> Planner<'_, M> {
         let to = self.buffer(node.result)?;
         let mut args = vec![a_buffer, b_buffer, to, corrections.unwrap_or(to)];
         args.extend(extra_buffers);
-        let items = extent(product_of(&sizes)?);
-        self.step(Call { spec, name, args, items, grain, macs: n.macs })
+        self.step(Call { spec, name, args, items, grain, macs: n.macs, offer })
     }
 
     /// The product as a kernel of the wide tiers, where that can do it, and the bias that its sums start with.
@@ -191,9 +188,13 @@ impl<M: Backend> Planner<'_, M> {
         gemm: &Gemm,
         apart: Lowered<Apart>,
         extras: &[ValueId],
-        nibbles: bool,
+        right: &Right,
+        (n, key): (&Numbers, &str),
     ) -> Lowered<Option<(WideGemm, Option<Vec<i64>>)>> {
-        if !self.tier.is_wide() || gemm.weights != Weights::Packed {
+        let (choice, core) = (self.options.choices.of(key), Core::of(self.tier));
+        // However few rows an image has, a batch may have enough.
+        let unit = self.unit(choice, || core.unit(Sizes { rows: n.rows().max(16), k: n.k, n: n.n }));
+        if unit == Unit::Portable || gemm.weights != Weights::Packed {
             return Ok(None);
         }
         let constants: Vec<Option<&Const>> = extras.iter().map(|&v| self.const_of(v)).collect();
@@ -207,29 +208,49 @@ impl<M: Backend> Planner<'_, M> {
             if values.len() == 1 { vec![values[0]; gemm.n] } else { values }
         });
         let constants = constants.iter().map(Option::is_some).collect();
-        let wide = WideGemm::of(&gemm, self.tier, bias.is_some(), constants);
+        let wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
         let Some(mut wide) = wide else { return Ok(None) };
-        wide.nibbles = nibbles;
+        wide.nibbles = self.streams_nibbles(right, n, choice);
+        wide.copied_bytes = choice.copied_bytes.unwrap_or_else(|| copied_bytes(core));
         if let (true, Ok(apart)) = (wide.is_copied(), apart) {
             apart.enter(&mut wide);
         }
+        let split = choice.split.unwrap_or_else(|| core.split(unit, n.sizes(), wide.grain(), self.options.threads));
+        wide.by_columns = split == Split::Columns && wide.has_columns_to_share();
         Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
     }
 
-    /// Whether a kernel should read these weights two to a byte and unpack them in every pass: where the caches lose them
-    /// from one image to the next, and memory, not products, decides.
-    fn is_worth_unpacking(&self, right: &Right, of: &Numbers) -> bool {
-        let Right::Weights { nibbles: true, .. } = right else { return false };
-        match self.nibbles {
-            Nibbles::Unpacked => false,
-            Nibbles::Streamed => true,
-            Nibbles::Auto => {
-                let packed = self.module.consts.iter().filter(|c| c.layout.is_some());
-                let bytes: usize = packed.filter_map(|c| c.ty.shape.count()).map(|d| d.size).sum();
-                let rows = of.macs as usize / (of.k * of.n).max(1);
-                bytes > NEAR_BYTES && (self.tier != Tier::AmxInt8 || rows <= TILED_ROWS)
-            }
+    /// What the product could be instead.
+    fn offer(&self, key: String, wide: &WideGemm, nibbles: bool) -> Option<Offer> {
+        let unit = if wide.tiles { Unit::Tiles } else { Unit::Vectors };
+        let split = if wide.by_columns { Split::Columns } else { Split::Rows };
+        let streamed = nibbles.then_some(wide.nibbles);
+        let chosen = Choice { unit: Some(unit), split: Some(split), copied_bytes: Some(wide.copied_bytes), streamed };
+        let mut others: Vec<Choice> =
+            self.units_but(unit)?.into_iter().map(|unit| Choice { unit: Some(unit), ..chosen }).collect();
+        if self.options.threads > 1 && wide.has_columns_to_share() {
+            let other = if wide.by_columns { Split::Rows } else { Split::Columns };
+            others.push(Choice { split: Some(other), ..chosen });
         }
+        if let Some(streamed) = streamed {
+            others.push(Choice { streamed: Some(!streamed), ..chosen });
+        }
+        if wide.is_copied() {
+            let sizes = COPIED_BYTES.into_iter().filter(|&bytes| bytes != wide.copied_bytes);
+            others.extend(sizes.map(|bytes| Choice { copied_bytes: Some(bytes), ..chosen }));
+        }
+        Some(Offer { key, chosen, others })
+    }
+
+    /// Whether a kernel should read these weights two to a byte and unpack them in every pass.
+    fn streams_nibbles(&self, right: &Right, of: &Numbers, choice: Choice) -> bool {
+        let Right::Weights { nibbles: true, .. } = right else { return false };
+        if let Some(streamed) = choice.streamed {
+            return streamed;
+        }
+        let packed = self.module.consts.iter().filter(|c| c.layout.is_some());
+        let all = packed.filter_map(|c| c.ty.shape.count()).map(|d| d.size).sum();
+        streams_nibbles(self.tier, self.options.nibbles, of.sizes(), all)
     }
 
     /// Packs constant weights and, when a has a zero point or there is a bias, what the sums start with.
@@ -382,7 +403,7 @@ impl<M: Backend> Planner<'_, M> {
         let name = format!("conv_direct{}__k{}x{}x{}", lane_word(&parts.program), kernel[0], kernel[1], kernel[2]);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * kernel.iter().product::<usize>() as u64;
         let items = extent(product_of(&result.shape.0[..2])?);
-        self.step(Call { spec: Spec::Conv(conv), name, args, items, grain: 1, macs })
+        self.step(Call { spec: Spec::Conv(conv), name, args, items, grain: 1, macs, offer: None })
     }
 }
 
@@ -400,6 +421,17 @@ struct Packing {
     depth: usize,
 }
 
+/// A product as a step.
+struct Made {
+    name: String,
+    spec: Spec,
+    items: Extent,
+    grain: usize,
+    packing: Packing,
+    bias: Option<Vec<i64>>,
+    offer: Option<Offer>,
+}
+
 struct Numbers {
     k: usize,
     n: usize,
@@ -407,6 +439,17 @@ struct Numbers {
     macs: u64,
     /// Dimension of the result that channels run along.
     channel: usize,
+}
+
+impl Numbers {
+    /// Rows of an image.
+    fn rows(&self) -> usize {
+        self.macs as usize / (self.k * self.n).max(1)
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { rows: self.rows(), k: self.k, n: self.n }
+    }
 }
 
 /// Operands that walk the rows of a result together.

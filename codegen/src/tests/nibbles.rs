@@ -28,7 +28,7 @@ fn nibbles_on_every_tier_streamed_and_unpacked() {
             m.output("y", y);
             for tier in Tier::available() {
                 let nibbles = if tier.is_wide() { Nibbles::Streamed } else { Nibbles::Unpacked };
-                check_with(&m, &Options { tier, nibbles }, 1 + j % 2, 1 + i % 2, 7, &[]);
+                check_with(&m, &Options { tier, nibbles, ..Options::default() }, 1 + j % 2, 1 + i % 2, 7, &[]);
             }
         }
     }
@@ -43,7 +43,7 @@ fn nibbles_of_every_depth() {
         halve(&mut m);
         m.output("y", y);
         for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
-            check_with(&m, &Options { tier, nibbles: Nibbles::Streamed }, 1, 2, 11, &[]);
+            check_with(&m, &Options { tier, nibbles: Nibbles::Streamed, ..Options::default() }, 1, 2, 11, &[]);
         }
     }
 }
@@ -54,7 +54,7 @@ fn streamed_nibbles_take_half_the_memory() {
         let (mut m, y) = product(21, 768, 256, Elem::U8, false, false);
         halve(&mut m);
         m.output("y", y);
-        let of = |nibbles| compile(&m, &Options { tier, nibbles }).unwrap();
+        let of = |nibbles| compile(&m, &Options { tier, nibbles, ..Options::default() }).unwrap();
         let (streamed, unpacked) = (of(Nibbles::Streamed), of(Nibbles::Unpacked));
         assert_eq!(unpacked.consts.len() - streamed.consts.len(), 768 * 256 / 2);
         assert!(streamed.kernels.iter().any(|k| k.name.starts_with("gemm_u8s4")));

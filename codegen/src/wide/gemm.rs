@@ -27,17 +27,15 @@ use super::dot::{self, RIGHT, Right, TILE, Tile, sum};
 use super::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, is_supported, masks};
 use super::tiles;
 use crate::copy::copy_factors;
+use crate::cost::Unit;
 use crate::emit::{Addr, Emit};
 use crate::gemm::{self, Gemm, Reading};
-use crate::isa::Tier;
 use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand, split_index};
 use crate::view::{Factor, Lin};
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = ROW;
-/// Bytes of copied rows at a time; they are read once for each panel, from the second-level cache.
-const CHUNK_BYTES: usize = 256 << 10;
 /// The registers that walk the lane program's inputs.
 pub(super) const EXTRAS: [AsmRegister64; 5] = [r12, r13, r14, r15, rbp];
 /// The register that walks unpacked weights: that of the corrections, from which the sums have started by then.
@@ -56,10 +54,12 @@ pub(super) enum Slot {
     Corrections,
     /// Rows.
     Rows,
-    /// Panels that are still to do.
+    /// Whole panels that are still to do.
     Panels,
     /// Scratch for unpacked weights.
     Unpacked,
+    /// Whether the columns end in a panel of fewer than 64: asked only where threads share columns.
+    Narrow,
     /// Input of the lane program, from its second on.
     Extra(usize),
 }
@@ -74,7 +74,8 @@ impl Slot {
             Slot::Rows => 4,
             Slot::Panels => 5,
             Slot::Unpacked => 6,
-            Slot::Extra(n) => 7 + n,
+            Slot::Narrow => 7,
+            Slot::Extra(n) => 8 + n,
         }
     }
 
@@ -107,11 +108,23 @@ pub(crate) struct WideGemm {
     pub tiles: bool,
     /// Whether the weights lie two to a byte in memory.
     pub nibbles: bool,
+    /// Whether threads share panels of columns instead of rows; then there is one loop over rows at most.
+    pub by_columns: bool,
+    /// Bytes of copied rows at a time.
+    pub copied_bytes: usize,
+}
+
+/// Panels that a call of the leaf does.
+struct Part {
+    first: Value,
+    /// Whole ones, and whether the last one follows, which has fewer columns.
+    panels: Value,
+    narrow: Value,
 }
 
 impl WideGemm {
     /// The same product with a leaf, if there can be one; its code has still to fit the registers.
-    pub(crate) fn of(g: &Gemm, tier: Tier, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
+    pub(crate) fn of(g: &Gemm, unit: Unit, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
         let straight = |o: &Operand| matches!(o.columns, Columns::Same | Columns::Table | Columns::Stride(1));
         let fits = g.weights == gemm::Weights::Packed
             && g.b_zero == 0
@@ -132,14 +145,21 @@ impl WideGemm {
             extras: g.extras.clone(),
             lane: g.lane.clone(),
             constants,
-            tiles: tier == Tier::AmxInt8 && tiles::is_worth(g.k),
+            tiles: unit == Unit::Tiles,
             nibbles: false,
+            by_columns: false,
+            copied_bytes: 0,
         })
     }
 
-    /// Items of a step: rows. Threads share them at whole tiles.
+    /// The fewest rows that a thread gets: a whole tile.
     pub(crate) fn grain(&self) -> usize {
-        if self.tiles { tiles::BLOCK } else { 2 * TILE }
+        if self.tiles { tiles::BLOCK } else { TILE }
+    }
+
+    /// Whether threads could share columns: one loop over rows, and more than one panel.
+    pub(crate) fn has_columns_to_share(&self) -> bool {
+        self.sizes.len() <= 1 && self.n > PANEL
     }
 
     /// K as the leaves see it, padded with zeros to whole steps.
@@ -160,7 +180,7 @@ impl WideGemm {
 
     /// Most rows that a leaf gets, where there is a limit: their copies, or their sums, should stay in the caches.
     fn most_rows(&self) -> Option<usize> {
-        let copied = self.is_copied().then(|| (CHUNK_BYTES / self.depth()).clamp(16, 256) / 16 * 16);
+        let copied = self.is_copied().then(|| (self.copied_bytes / self.depth()).clamp(16, 1024) / 16 * 16);
         let summed = if self.tiles { tiles::most_rows(self.k) } else { None };
         copied.into_iter().chain(summed).min()
     }
@@ -196,6 +216,11 @@ impl WideGemm {
     // ---- the kernel around the leaf
 
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        if self.by_columns {
+            return self.columns(e);
+        }
+        let (panels, zero) = (e.iconst((self.n / PANEL) as i64), e.iconst(0));
+        let part = Part { first: zero, panels, narrow: zero };
         let (inner, outer) = match self.sizes.split_last() {
             Some((&inner, outer)) => (inner, outer),
             None => (Dim::fixed(1), &[][..]),
@@ -203,29 +228,40 @@ impl WideGemm {
         if outer.is_empty() {
             let (begin, end) = (e.begin, e.end);
             let count = e.b.ins().isub(end, begin);
-            return self.rows(e, &[], (begin, begin), count);
+            return self.rows(e, &part, &[], (begin, begin), count);
         }
         e.each_turn(inner, |e, turn, from, count| {
             let indices = split_index(e, turn, outer);
             let size = e.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
             let before = e.b.ins().imul(turn, size);
             let first = e.add(before, from);
-            self.rows(e, &indices, (from, first), count);
+            self.rows(e, &part, &indices, (from, first), count);
         });
     }
 
+    /// All rows of the panels that are this thread's.
+    fn columns(&self, e: &mut Emit<'_>) {
+        let rows = self.sizes.first().copied().unwrap_or(Dim::fixed(1));
+        let rows = e.lin(Lin::fixed(1).times(rows).expect("one times a dimension"));
+        let (begin, end, whole, zero) = (e.begin, e.end, e.iconst((self.n / PANEL) as i64), e.iconst(0));
+        let last = e.b.ins().smin(end, whole);
+        let (panels, narrow) = (e.b.ins().isub(last, begin), e.b.ins().isub(end, last));
+        self.rows(e, &Part { first: begin, panels, narrow }, &[], (zero, zero), rows);
+    }
+
     /// `count` rows of one turn of the outer loops, from row `from` of that turn, which is row `first` of all.
-    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], (from, first): (Value, Value), count: Value) {
+    fn rows(&self, e: &mut Emit<'_>, part: &Part, outer: &[Value], (from, first): (Value, Value), count: Value) {
         let start = |e: &mut Emit<'_>, arg: usize, o: &Operand| {
             let pointer = e.arg(arg);
             let base = o.base(e, pointer, outer);
-            e.at(base, from, o.row_stride())
+            let base = e.at(base, from, o.row_stride());
+            if self.by_columns && arg != 0 { e.at(base, part.first, o.column_stride() * PANEL as i64) } else { base }
         };
         let out = start(e, 2, &self.out);
         let extras: Vec<Value> = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
         let Some(rows) = self.most_rows() else {
             let a = start(e, 0, &self.a);
-            return self.call(e, a, out, &extras, count);
+            return self.call(e, part, a, out, &extras, count);
         };
         let (zero, rows) = (e.iconst(0), rows as i64);
         e.for_range(zero, count, rows, &[], |e, i, _| {
@@ -242,7 +278,7 @@ impl WideGemm {
             let out = e.at(out, i, self.out.row_stride());
             let extras: Vec<Value> =
                 self.extras.iter().zip(&extras).map(|(o, &x)| e.at(x, i, o.row_stride())).collect();
-            self.call(e, a, out, &extras, size);
+            self.call(e, part, a, out, &extras, size);
             Vec::new()
         });
     }
@@ -278,11 +314,14 @@ impl WideGemm {
         }
     }
 
-    fn call(&self, e: &mut Emit<'_>, a: Value, out: Value, extras: &[Value], count: Value) {
-        let panels = e.iconst((self.n / PANEL) as i64);
-        let (b, corrections) = (e.arg(1), e.arg(3));
+    fn call(&self, e: &mut Emit<'_>, part: &Part, a: Value, out: Value, extras: &[Value], count: Value) {
+        let (mut b, mut corrections) = (e.arg(1), e.arg(3));
+        if self.by_columns {
+            b = e.at(b, part.first, self.panel_bytes());
+            corrections = e.at(corrections, part.first, 4 * PANEL as i64);
+        }
         let unpacked = e.add_imm(e.scratch, self.unpacked_at() as i64);
-        let mut block = vec![a, b, out, corrections, count, panels, unpacked];
+        let mut block = vec![a, b, out, corrections, count, part.panels, unpacked, part.narrow];
         block.extend(extras);
         if !self.tiles {
             return e.call_leaf(0, &block);
@@ -313,17 +352,29 @@ impl WideGemm {
     fn assemble(&self) -> Assembled<Vec<u8>> {
         let mut asm = Asm::leaf()?;
         masks(&mut asm, self.n % PANEL)?;
+        let (mut narrow, mut done) = (asm.c.create_label(), asm.c.create_label());
         if self.n >= PANEL {
             let mut panel = asm.c.create_label();
+            if self.by_columns {
+                asm.c.cmp(slot(Slot::Panels), 0i32)?;
+                asm.c.je(narrow)?;
+            }
             asm.c.set_label(&mut panel)?;
             self.panel(&mut asm, PANEL)?;
             self.next_panel(&mut asm)?;
             asm.c.dec(slot(Slot::Panels))?;
             asm.c.jnz(panel)?;
         }
+        asm.c.set_label(&mut narrow)?;
+        asm.c.nop()?;
         if !self.n.is_multiple_of(PANEL) {
+            if self.by_columns {
+                asm.c.cmp(slot(Slot::Narrow), 0i32)?;
+                asm.c.je(done)?;
+            }
             self.panel(&mut asm, self.n % PANEL)?;
         }
+        asm.c.set_label(&mut done)?;
         asm.finish()
     }
 

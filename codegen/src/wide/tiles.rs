@@ -113,11 +113,6 @@ pub(super) fn depth(k: usize) -> usize {
     cut.chunks * cut.depth()
 }
 
-/// Whether padding leaves the unit worth its while.
-pub(super) fn is_worth(k: usize) -> bool {
-    depth(k) <= 2 * k
-}
-
 /// Most rows at a time for the sums to stay near, where they lie in scratch between chunks.
 pub(super) fn most_rows(k: usize) -> Option<usize> {
     (Cut::of(k).chunks > 1).then_some(512)
@@ -183,8 +178,25 @@ impl Leaf<'_> {
         self.locate(asm)?;
         self.dispatch(asm, &cases)?;
         asm.c.set_label(&mut drain)?;
-        let last = cases[cases.len() - 1].0;
-        self.drain(asm, last)
+        self.finish(asm)
+    }
+
+    /// The last block: where threads share columns, of a whole panel or of the narrow one.
+    fn finish(&self, asm: &mut Asm) -> Assembled {
+        let cases = self.cases();
+        let [_, others @ .., last] = &cases[..] else { unreachable!("there are columns") };
+        if let (true, [other]) = (self.g.by_columns, others) {
+            let (mut narrow, mut done) = (asm.c.create_label(), asm.c.create_label());
+            asm.c.cmp(state(State::Then), *last as i32)?;
+            asm.c.je(narrow)?;
+            self.drain(asm, *other)?;
+            asm.c.jmp(done)?;
+            asm.c.set_label(&mut narrow)?;
+            self.drain(asm, *last)?;
+            asm.c.set_label(&mut done)?;
+            return Ok(asm.c.nop()?);
+        }
+        self.drain(asm, *last)
     }
 
     fn start(&self, asm: &mut Asm) -> Assembled {
@@ -197,7 +209,14 @@ impl Leaf<'_> {
         asm.c.mov(state(State::Block), r9)?;
         asm.c.mov(state(State::Row), 0i32)?;
         asm.c.mov(state(State::Chunks), self.cut.chunks as i32 - 1)?;
-        asm.c.mov(slot(Slot::Panels), self.g.n.div_ceil(PANEL) as i32 - 1)?;
+        if self.g.by_columns {
+            asm.c.mov(rax, slot(Slot::Panels))?;
+            asm.c.add(rax, slot(Slot::Narrow))?;
+            asm.c.dec(rax)?;
+            asm.c.mov(slot(Slot::Panels), rax)?;
+        } else {
+            asm.c.mov(slot(Slot::Panels), self.g.n.div_ceil(PANEL) as i32 - 1)?;
+        }
         asm.c.mov(rdx, slot(Slot::B))?;
         asm.c.lea(rbx, ptr(at(rdx, self.chunk_bytes())))?;
         if self.g.nibbles {
@@ -319,6 +338,10 @@ impl Leaf<'_> {
         if !self.g.n.is_multiple_of(PANEL) {
             asm.c.cmp(slot(Slot::Panels), 0i32)?;
             asm.c.jne(done)?;
+            if self.g.by_columns {
+                asm.c.cmp(slot(Slot::Narrow), 0i32)?;
+                asm.c.je(done)?;
+            }
             asm.c.mov(state(State::Then), Then::Narrow as i32)?;
         }
         asm.c.set_label(&mut done)?;

@@ -14,6 +14,7 @@ use crate::compiler::Compiled;
 use crate::io::atomic::{check_writable, write_atomically};
 use crate::io::table::{Cell, Record};
 use crate::model::Emitted;
+use crate::tuning::Found;
 use crate::walk::{Journal, preprocess_of};
 
 /// Arguments of `vitc compile`.
@@ -73,7 +74,7 @@ fn compile(args: &Args, global: Global) -> Result<(Compiled, Duration)> {
     let module = source::read(&args.model)?;
     let import = started.elapsed();
     if module.stage == Stage::Plan {
-        return Ok((Compiled { module, journal: Journal::default() }, import));
+        return Ok((Compiled { module, journal: Journal::default(), tuning: Found::Nothing }, import));
     }
     Ok((args.flags.compiler(&module, global)?.compile(module)?, import))
 }

@@ -15,6 +15,7 @@ use crate::compiler::Compiler;
 use crate::io::progress::Progress;
 use crate::io::table::{Cell, Record, Table};
 use crate::model::Emitted;
+use crate::tuning::cpu_info;
 use crate::walk::available_threads;
 
 /// Options of `vitc hw`.
@@ -66,13 +67,6 @@ fn machine() -> Record {
         record.field(key, cache(level, kind).map_or(Cell::none(), Cell::from));
     }
     record
-}
-
-/// A line of `/proc/cpuinfo`, where there is one.
-fn cpu_info(key: &str) -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let value = |line: &str| line.split_once(':').filter(|(k, _)| k.trim() == key).map(|(_, v)| v.trim().to_owned());
-    text.lines().find_map(value)
 }
 
 /// Size of a cache of the first core, `48K`, where the system tells.

@@ -11,6 +11,7 @@ mod hw;
 mod inspect;
 mod run;
 pub mod source;
+mod tune;
 
 use std::io::Write;
 
@@ -77,6 +78,8 @@ enum Verb {
     Compare(compare::Args),
     /// Tell what this machine can do.
     Hw(hw::Args),
+    /// Find the fastest of equal kernels on this machine, and keep that beside the artifact.
+    Tune(tune::Args),
 }
 
 /// Runs the command with these arguments; the exit status.
@@ -134,5 +137,6 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Verb::Inspect(a) => inspect::run(a, global),
         Verb::Compare(a) => compare::run(a, global),
         Verb::Hw(a) => hw::run(a, global),
+        Verb::Tune(a) => tune::run(a, global),
     }
 }

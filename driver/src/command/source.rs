@@ -19,6 +19,7 @@ use crate::compiler::{Compiled, Compiler};
 use crate::error::Failure;
 use crate::io::image::{Filter, Preprocess};
 use crate::model::Model;
+use crate::tuning::Found;
 use crate::walk::{Journal, available_threads};
 
 /// The words of `--tier`.
@@ -314,7 +315,7 @@ pub fn compiled(path: &Path, flags: &CompileFlags, global: Global) -> Result<Com
     if journal.times.is_empty() {
         flags.refuse_late_choices(path)?;
     }
-    Ok(Compiled { module, journal })
+    Ok(Compiled { module, journal, tuning: Found::beside(path) })
 }
 
 /// Reads a model, compiles it as far as needed and loads it.
@@ -324,7 +325,11 @@ pub fn model(path: &Path, flags: &CompileFlags, global: Global) -> Result<Model>
     if flags.synthetic() && !compiled.journal.times.is_empty() {
         super::note(global, SYNTHETIC);
     }
-    Model::load_on(&compiled, flags.thread_count(), tier)
+    let model = Model::load_on(&compiled, flags.thread_count(), tier)?;
+    if let Some(why) = model.untuned() {
+        super::note(global, why);
+    }
+    Ok(model)
 }
 
 /// Why the fastest tier of this machine is not fast.

@@ -168,6 +168,8 @@ impl WideAttention {
             constants: vec![false; lane.program.inputs.len() - 1],
             tiles: true,
             nibbles: false,
+            by_columns: false,
+            copied_bytes: 0,
         };
         // Rows of weights are padded with zeros, so that they can be read where they lie.
         product.k = product.depth();
@@ -247,7 +249,7 @@ impl WideAttention {
 
     /// Items of a step: rows. Threads share them at whole tiles.
     pub(crate) fn grain(&self) -> usize {
-        if self.tiled.is_some() { BLOCK } else { 2 * TILE }
+        if self.tiled.is_some() { BLOCK } else { TILE }
     }
 
     // ---- the kernel around the leaves
