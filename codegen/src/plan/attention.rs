@@ -89,7 +89,7 @@ impl<M: Backend> Planner<'_, M> {
             let other = |&unit| Choice { unit: Some(unit), ..Choice::default() };
             Offer { key, chosen: other(&unit), others: others.iter().map(other).collect() }
         });
-        self.step(Call { name, spec, args, items: extent(items), grain, macs, offer })
+        self.step_offering(Call { name, spec, args, items: extent(items), grain, macs }, offer)
     }
 
     fn attention_unit(&self, choice: Choice, Sizes { rows, d, keys, columns }: Sizes) -> Unit {

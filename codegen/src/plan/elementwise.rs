@@ -53,7 +53,7 @@ impl<M: Backend> Planner<'_, M> {
         let name = format!("map{}{}", lane_word(program), columns.map_or(String::new(), |n| format!("__n{n}")));
         let grain = map.grain();
         let spec = self.widest(WideMap::of(&map).map(Spec::WideMap), Spec::Map(map))?;
-        self.step(Call { spec, name, args, items: extent(items), grain, macs: 0, offer: None })
+        self.step(Call { spec, name, args, items: extent(items), grain, macs: 0 })
     }
 
     /// The lane program of an elementwise node, and the dimension of its channels.

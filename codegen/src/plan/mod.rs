@@ -149,7 +149,6 @@ struct Call {
     items: Extent,
     grain: usize,
     macs: u64,
-    offer: Option<Offer>,
 }
 
 impl<M: Backend> Planner<'_, M> {
@@ -274,13 +273,18 @@ impl<M: Backend> Planner<'_, M> {
     }
 
     fn step(&mut self, call: Call) -> Lowered {
+        self.step_offering(call, None)
+    }
+
+    /// A step that could be something else.
+    fn step_offering(&mut self, call: Call, offer: Option<Offer>) -> Lowered {
         // A kernel without a leaf says so by its name: it is the portable one, whatever the tier.
         let tier = if self.tier.is_wide() && !call.spec.is_wide() { Tier::Portable } else { self.tier };
         let name = format!("{}__{}", call.name, tier.word());
         let kernel = self.kernels.get(self.backend, call.spec, &name)?;
         let node = &self.module.nodes[self.node];
         let source = node.loc.as_deref().map_or_else(|| format!("node {}", self.node), str::to_string);
-        let Call { args, items, grain, macs, offer, .. } = call;
+        let Call { args, items, grain, macs, .. } = call;
         self.steps.push(Planned {
             kernel,
             args,

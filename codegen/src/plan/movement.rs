@@ -45,15 +45,7 @@ impl<M: Backend> Planner<'_, M> {
         let items = if columns.is_none() { nest.sizes[0] } else { product_of(&sizes)? };
         let name = format!("copy_{}{}", elem.name(), columns.map_or(String::new(), |n| format!("__n{n}")));
         let grain = spec.grain();
-        self.step(Call {
-            spec: Spec::Copy(spec),
-            name,
-            args: vec![from.0, to.0],
-            items: extent(items),
-            grain,
-            macs: 0,
-            offer: None,
-        })
+        self.step(Call { spec: Spec::Copy(spec), name, args: vec![from.0, to.0], items: extent(items), grain, macs: 0 })
     }
 
     pub(super) fn concat(&mut self, node: &Node, axis: usize) -> Lowered {
@@ -120,7 +112,7 @@ impl<M: Backend> Planner<'_, M> {
         let map = Map { sizes: vec![], columns: None, inputs: vec![], out, lane };
         let items = extent(shape.count().ok_or("too many elements")?);
         let (grain, name) = (map.grain(), format!("fill_{}", elem.name()));
-        self.step(Call { spec: Spec::Map(map), name, args: vec![to], items, grain, macs: 0, offer: None })
+        self.step(Call { spec: Spec::Map(map), name, args: vec![to], items, grain, macs: 0 })
     }
 }
 

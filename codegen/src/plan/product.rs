@@ -179,7 +179,7 @@ impl<M: Backend> Planner<'_, M> {
         let to = self.buffer(node.result)?;
         let mut args = vec![a_buffer, b_buffer, to, corrections.unwrap_or(to)];
         args.extend(extra_buffers);
-        self.step(Call { spec, name, args, items, grain, macs: n.macs, offer })
+        self.step_offering(Call { spec, name, args, items, grain, macs: n.macs }, offer)
     }
 
     /// The product as a kernel of the wide tiers, where that can do it, and the bias that its sums start with.
@@ -403,7 +403,7 @@ impl<M: Backend> Planner<'_, M> {
         let name = format!("conv_direct{}__k{}x{}x{}", lane_word(&parts.program), kernel[0], kernel[1], kernel[2]);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * kernel.iter().product::<usize>() as u64;
         let items = extent(product_of(&result.shape.0[..2])?);
-        self.step(Call { spec: Spec::Conv(conv), name, args, items, grain: 1, macs, offer: None })
+        self.step(Call { spec: Spec::Conv(conv), name, args, items, grain: 1, macs })
     }
 }
 

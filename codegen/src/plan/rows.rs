@@ -48,7 +48,7 @@ impl<M: Backend> Planner<'_, M> {
         let name = format!("{}_{}__c{c}", node.op.name().trim_start_matches("int."), x.elem.name());
         let rows = Rows { sizes, c, operands, work };
         let spec = self.widest(WideNorm::of(&rows).map(Spec::WideNorm), Spec::Rows(rows))?;
-        self.step(Call { spec, name, args, items, grain: 1, macs: 0, offer: None })
+        self.step(Call { spec, name, args, items, grain: 1, macs: 0 })
     }
 
     /// The work (of attention, the exponential), with the arguments and operands between x and the result.
@@ -114,6 +114,6 @@ impl<M: Backend> Planner<'_, M> {
         let items = extent(product_of(&sizes)?);
         let name = format!("reduce_sum_axis_{}__k{len}", x.elem.name());
         let spec = Spec::AxisSum(AxisSum { sizes, x: from, out: to, axis: (len, stride) });
-        self.step(Call { spec, name, args, items, grain: 64, macs: 0, offer: None })
+        self.step(Call { spec, name, args, items, grain: 64, macs: 0 })
     }
 }
