@@ -41,9 +41,12 @@ const CHUNK_ROWS: usize = 48;
 /// Bytes that four k of one row take when spread.
 const SPREAD: usize = 16;
 
-/// The layout in which constant weights of a `[k, n]` product are read without repacking.
-pub fn weight_layout(_k: usize, _n: usize) -> Layout {
-    Layout::Dot4 { columns: PANEL }
+/// The layout in which constant weights of a `[k, n]` product are stored: that of the wide tiers, which then read them where
+/// they lie, unless so few columns would be padded much.
+pub fn weight_layout(_k: usize, n: usize) -> Layout {
+    let wide = crate::wide::gemm::PANEL;
+    let columns = if n.next_multiple_of(wide) <= n + n / 4 { wide } else { PANEL };
+    Layout::Dot4 { columns }
 }
 
 /// How rows of a are read.

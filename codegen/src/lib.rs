@@ -84,9 +84,6 @@ pub struct Compiled {
     pub kernels: Vec<Kernel>,
     /// What each step could be instead, where there is a choice.
     pub offers: Vec<Option<Offer>>,
-    /// The bytes of the constants.
-    #[cfg(test)]
-    consts: Vec<u8>,
 }
 
 impl Compiled {
@@ -129,7 +126,8 @@ pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenEr
     let batched = module.inputs.iter().any(|i| module.ty(i.value).shape.0.iter().any(|d| d.batch));
     let parts = ProgramParts {
         steps: steps.collect(),
-        consts: Arc::new(ConstMemory::new(&plan.consts)?),
+        consts: Arc::new(ConstMemory::gather(plan.consts.len, plan.consts.pieces)?),
+        stored: plan.stored,
         arena_bytes_per_image: module.arena,
         scratch_bytes,
         inputs: plan.inputs,
@@ -137,11 +135,5 @@ pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenEr
         code,
         fixed_batch: (!batched).then_some(1),
     };
-    Ok(Compiled {
-        parts,
-        kernels,
-        offers,
-        #[cfg(test)]
-        consts: plan.consts,
-    })
+    Ok(Compiled { parts, kernels, offers })
 }

@@ -248,6 +248,22 @@ impl ConstMemory {
         region.make_readonly()?;
         Ok(Self { region })
     }
+
+    /// `len` bytes: each piece at its offset, zeros elsewhere. A piece is freed before the next one is asked for.
+    ///
+    /// # Errors
+    /// As [`ConstMemory::new`].
+    ///
+    /// # Panics
+    /// When a piece leaves the `len` bytes.
+    pub fn gather(len: usize, pieces: impl IntoIterator<Item = (usize, Vec<u8>)>) -> Result<Self, RuntimeError> {
+        let mut region = MappedRegion::new_writable(len)?;
+        if let Some(room) = region.as_bytes_mut() {
+            pieces.into_iter().for_each(|(at, piece)| room[at..at + piece.len()].copy_from_slice(&piece));
+        }
+        region.make_readonly()?;
+        Ok(Self { region })
+    }
 }
 
 impl AsRef<[u8]> for ConstMemory {
@@ -308,6 +324,7 @@ mod tests {
         assert!(matches!(MappedRegion::new_writable(usize::MAX), Err(RuntimeError::Map { .. })));
         assert!(matches!(MappedRegion::new_writable(isize::MAX as usize - 8191), Err(RuntimeError::Map { .. })));
         assert!(ConstMemory::new(&[]).unwrap().as_ref().is_empty());
+        assert_eq!(ConstMemory::gather(5, [(3, vec![7, 8]), (0, vec![9])]).unwrap().as_ref(), [9, 0, 0, 7, 8]);
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub enum Buffer {
         /// Bytes.
         len: usize,
     },
+    /// Constants that lie where they were stored: all `len` bytes of the stored constant of this index, 64-byte aligned.
+    /// Kernels only read them.
+    Stored {
+        /// Index among the stored constants.
+        index: usize,
+        /// Bytes.
+        len: usize,
+    },
     /// The whole input of this index, 64-byte aligned, in its declared element type. Kernels only read it.
     Input(usize),
     /// The whole output of this index, 64-byte aligned, in its declared element type.
@@ -220,6 +228,8 @@ pub struct ProgramParts {
     pub steps: Vec<Step>,
     /// Owner of the constants; [`ConstMemory`](crate::ConstMemory) gives page-aligned ones.
     pub consts: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    /// Owners of constants that are used where they lie, such as parts of a mapped file.
+    pub stored: Vec<Arc<dyn AsRef<[u8]> + Send + Sync>>,
     /// Bytes of activations for each image.
     pub arena_bytes_per_image: usize,
     /// Bytes of scratch for each thread.
@@ -253,8 +263,8 @@ impl Program {
     /// the [`KernelFn`] ABI and touches no memory but the step's buffers (within their declared lengths), its scratch
     /// and memory of its own; it does not write to constants and inputs; calls for disjoint ranges of items do not
     /// race, nor do those of steps between which there is no barrier, where the items are those of different shares; the
-    /// kernels stay callable for as long as `parts.code` lives; and `parts.consts` gives the same bytes every
-    /// time.
+    /// kernels stay callable for as long as `parts.code` lives; and `parts.consts` and `parts.stored` give the same bytes
+    /// every time.
     pub unsafe fn new(parts: ProgramParts) -> Result<Self, RuntimeError> {
         parts.inputs.iter().try_for_each(InputSpec::check)?;
         parts.outputs.iter().try_for_each(OutputSpec::check)?;
@@ -305,6 +315,11 @@ impl Program {
     /// The constants.
     pub fn consts(&self) -> &[u8] {
         (*self.parts.consts).as_ref()
+    }
+
+    /// The stored constant of this index.
+    pub(crate) fn stored(&self, index: usize) -> &[u8] {
+        (*self.parts.stored[index]).as_ref()
     }
 
     /// Position of a step's first argument in the flat pointer table.
@@ -369,6 +384,13 @@ impl ProgramParts {
         match arg {
             Buffer::Arena { offset, len } => check_range("arena", offset, len, self.arena_bytes_per_image),
             Buffer::Const { offset, len } => check_range("constants", offset, len, const_bytes),
+            Buffer::Stored { index, len } => {
+                check_index("stored constant", index, self.stored.len())?;
+                let bytes = (*self.stored[index]).as_ref();
+                check_range("stored constant", 0, len, bytes.len())?;
+                let aligned = bytes.as_ptr().addr().is_multiple_of(64);
+                if aligned { Ok(()) } else { Err(format!("stored constant {index} is not aligned")) }
+            }
             Buffer::Input(index) => check_index("input", index, self.inputs.len()),
             Buffer::Output(index) => check_index("output", index, self.outputs.len()),
         }
@@ -434,6 +456,7 @@ mod tests {
                 macs_per_image: 0,
             }],
             consts: Arc::new(vec![0u8; 100]),
+            stored: vec![],
             arena_bytes_per_image: 64,
             scratch_bytes: 0,
             inputs: vec![InputSpec { spec: spec(Elem::U8, &[0, 3, 4]), quantize: None }],
@@ -498,6 +521,27 @@ mod tests {
         ];
         let program = check(parts(args)).unwrap();
         assert_eq!((program.arg_start(0), program.arg_count()), (0, 5));
+    }
+
+    /// Bytes at a multiple of 64, or one behind it.
+    struct At(Vec<u8>, usize);
+
+    impl AsRef<[u8]> for At {
+        fn as_ref(&self) -> &[u8] {
+            let start = self.0.as_ptr().addr().next_multiple_of(64) - self.0.as_ptr().addr() + self.1;
+            &self.0[start..start + 10]
+        }
+    }
+
+    #[test]
+    fn stored_constants_are_aligned_and_whole() {
+        let with = |offset, index, len| {
+            let stored: Vec<Arc<dyn AsRef<[u8]> + Send + Sync>> = vec![Arc::new(At(vec![0; 256], offset))];
+            check(ProgramParts { stored, ..parts(vec![Buffer::Stored { index, len }]) })
+        };
+        assert!(with(0, 0, 10).is_ok());
+        assert!(with(0, 0, 11).unwrap_err().to_string().contains("leave the 10 bytes"));
+        assert!(with(0, 1, 1).is_err() && with(1, 0, 10).is_err());
     }
 
     #[test]

@@ -267,6 +267,7 @@ impl Memory {
         let address = |arg: &Buffer| match *arg {
             Buffer::Arena { offset, .. } => base.wrapping_add(offset * batch),
             Buffer::Const { offset, .. } => consts.wrapping_add(offset),
+            Buffer::Stored { index, .. } => program.stored(index).as_ptr().cast_mut(),
             Buffer::Input(index) => base.wrapping_add(doors[index].start),
             Buffer::Output(index) => base.wrapping_add(doors[inputs + index].start),
         };

@@ -53,7 +53,7 @@ fn requantize() -> (LaneSpec, Vec<Operand>) {
 }
 
 fn pack(k: usize, n: usize, b: &[u8]) -> Vec<u8> {
-    weight_layout(k, n).pack(k, n, b)
+    Layout::Dot4 { columns: PANEL }.pack(k, n, b)
 }
 
 struct Case {

@@ -9,6 +9,7 @@ mod regions;
 mod rows;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use cranelift_module::Module as Backend;
 use vitc_ir::lane::{Access, Inst, Program};
@@ -42,10 +43,22 @@ pub(crate) struct Planned {
     pub offer: Option<Offer>,
 }
 
+/// Constants that were made for the program, each with its place.
+#[derive(Default)]
+pub(crate) struct Pool {
+    pub pieces: Vec<(usize, Vec<u8>)>,
+    pub len: usize,
+}
+
+/// A constant of the module, whose bytes it shares.
+pub(crate) type Stored = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// Everything but the machine code's addresses.
 pub(crate) struct Plan {
     pub steps: Vec<Planned>,
-    pub consts: Vec<u8>,
+    pub consts: Pool,
+    /// Constants that are used where they lie.
+    pub stored: Vec<Stored>,
     pub inputs: Vec<InputSpec>,
     pub outputs: Vec<OutputSpec>,
     pub kernels: Kernels,
@@ -63,7 +76,8 @@ pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &
         backend,
         kernels: Kernels::default(),
         steps: Vec::new(),
-        consts: Vec::new(),
+        consts: Pool::default(),
+        stored: Vec::new(),
         pooled: HashMap::new(),
         buffers: BTreeMap::new(),
         node: 0,
@@ -82,9 +96,9 @@ pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &
     for (value, to) in copied {
         planner.copy_output(value, to).map_err(|e| e.into_error(&module.nodes[planner.node], planner.node))?;
     }
-    let Planner { mut steps, consts, kernels, .. } = planner;
+    let Planner { mut steps, consts, stored, kernels, .. } = planner;
     regions::join(&mut steps);
-    Ok(Plan { steps, consts, inputs, outputs, kernels })
+    Ok(Plan { steps, consts, stored, inputs, outputs, kernels })
 }
 
 /// Why a node cannot be lowered: a reason of its own, or an error from below.
@@ -133,7 +147,8 @@ struct Planner<'m, M: Backend> {
     backend: &'m mut M,
     kernels: Kernels,
     steps: Vec<Planned>,
-    consts: Vec<u8>,
+    consts: Pool,
+    stored: Vec<Stored>,
     /// Constants already in the pool, row-major.
     pooled: HashMap<usize, Buffer>,
     /// Where materialised values lie.
@@ -224,18 +239,16 @@ impl<M: Backend> Planner<'_, M> {
         if c.layout.is_some() {
             return Err(format!("packed constant @{} is not used as weights", c.name).into());
         }
-        let buffer = self.pool(&c.data);
+        let buffer = self.pool(c.data.to_vec());
         self.pooled.insert(index, buffer);
         Ok(buffer)
     }
 
     /// Adds bytes to the constants, and behind them the padding that kernels may read.
-    fn pool(&mut self, bytes: &[u8]) -> Buffer {
-        let offset = self.consts.len().next_multiple_of(ALIGN);
-        let len = bytes.len() + PADDING;
-        self.consts.resize(offset, 0);
-        self.consts.extend_from_slice(bytes);
-        self.consts.resize((offset + len).next_multiple_of(ALIGN), 0);
+    fn pool(&mut self, bytes: Vec<u8>) -> Buffer {
+        let (offset, len) = (self.consts.len, bytes.len() + PADDING);
+        self.consts.pieces.push((offset, bytes));
+        self.consts.len = (offset + len).next_multiple_of(ALIGN);
         Buffer::Const { offset, len }
     }
 

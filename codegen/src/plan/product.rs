@@ -1,12 +1,15 @@
 //! Matrix products and convolutions.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use cranelift_module::Module as Backend;
 use vitc_ir::lane::{Access, Input, Inst, Program};
 use vitc_ir::layout::Layout;
 use vitc_ir::{Const, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::{Buffer, Extent};
 
-use super::{Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
+use super::{ALIGN, Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
 use crate::conv::Conv;
 use crate::cost::{Choice, Core, Offer, Sizes, Split, Unit, copied_bytes, streams_nibbles};
 use crate::gemm::{Gemm, Reading, Weights};
@@ -64,7 +67,7 @@ impl<M: Backend> Planner<'_, M> {
         let single = b.shape.0[..b.shape.rank() - 2].iter().all(|&d| d == 1.into());
         let packed = self.const_of(node.operands[1]).filter(|_| single).map(|c| {
             let nibbles = matches!(c.layout, Some(Layout::Dot4Nibbles { .. })) && b_zero == 0;
-            Right::Weights { plain: row_major(c, k, n), elem: b.elem, nibbles }
+            Right::Weights { bytes: c.data.clone(), layout: c.layout, elem: b.elem, nibbles }
         });
         let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
         let rows: Vec<usize> = (0..rank - 1).collect();
@@ -166,14 +169,16 @@ impl<M: Backend> Planner<'_, M> {
                 Made { name: wide.name(&word), spec: Spec::WideGemm(wide), items, grain, packing, bias, offer }
             }
             None => {
-                let packing = Packing { layout: crate::gemm::weight_layout(n.k, n.n), depth: n.k };
+                let packing = Packing { layout: Layout::Dot4 { columns: crate::gemm::PANEL }, depth: n.k };
                 let (name, grain) = (gemm.name(&word), gemm.grain());
                 Made { name, spec: Spec::Gemm(gemm), items, grain, packing, bias: None, offer: None }
             }
         };
         let Made { name, spec, items, grain, packing, bias, offer } = made;
         let (b_buffer, corrections) = match right {
-            Right::Weights { plain, elem, .. } => self.weights(&n, plain, elem, packing, bias),
+            Right::Weights { bytes, layout, elem, .. } => {
+                self.weights(&n, Given { bytes, layout, elem }, packing, bias)
+            }
             Right::Activation { buffer, .. } => (buffer, None),
         };
         let to = self.buffer(node.result)?;
@@ -253,36 +258,37 @@ impl<M: Backend> Planner<'_, M> {
         streams_nibbles(self.tier, self.options.nibbles, of.sizes(), all)
     }
 
-    /// Packs constant weights and, when a has a zero point or there is a bias, what the sums start with.
+    /// Constant weights as the kernel reads them and, when a has a zero point or there is a bias, what the sums start with.
     fn weights(
         &mut self,
         of: &Numbers,
-        mut plain: Vec<u8>,
-        elem: Elem,
+        given: Given,
         packing: Packing,
         bias: Option<Vec<i64>>,
     ) -> (Buffer, Option<Buffer>) {
         let Numbers { k, n, zeros, .. } = *of;
-        if elem == Elem::U8 {
-            plain.iter_mut().for_each(|b| *b ^= 0x80);
-        }
-        let Packing { layout, depth } = packing;
-        plain.resize(depth * n, 0);
-        let packed = layout.pack(depth, n, &plain);
-        let b = self.pool(&packed);
-        if zeros.0 == 0 && bias.is_none() {
-            return (b, None);
-        }
+        let started = zeros.0 != 0 || bias.is_some();
+        let (b, sums) = match packing.lies_in_place(&given, n) {
+            true => (self.store(given.bytes.clone()), started.then(|| given.column_sums(k, n))),
+            false => {
+                let plain = given.row_major(k, n);
+                (self.pool(packing.pack(n, &plain)), started.then(|| column_sums(&plain, n)))
+            }
+        };
+        let Some(sums) = sums else { return (b, None) };
         let bias = bias.unwrap_or_else(|| vec![0; n]);
-        let mut sums = vec![0i64; n];
-        for row in plain.chunks_exact(n).take(k) {
-            sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += i64::from(w as i8));
-        }
         // Modulo 2^32, like the sums: only their total has to fit.
         let first = |(sum, bias): (i64, i64)| (k as i64 * zeros.0 * zeros.1 - zeros.0 * sum + bias) as i32;
         let mut bytes: Vec<u8> = sums.into_iter().zip(bias).map(first).flat_map(i32::to_le_bytes).collect();
-        bytes.resize(4 * n.next_multiple_of(layout.columns()), 0);
-        (b, Some(self.pool(&bytes)))
+        bytes.resize(4 * n.next_multiple_of(packing.layout.columns()), 0);
+        (b, Some(self.pool(bytes)))
+    }
+
+    /// Bytes that are used where they lie.
+    fn store(&mut self, bytes: Bytes) -> Buffer {
+        let len = bytes.len();
+        self.stored.push(Arc::new(bytes));
+        Buffer::Stored { index: self.stored.len() - 1, len }
     }
 
     pub(super) fn conv(&mut self, node: &Node) -> Lowered {
@@ -342,7 +348,7 @@ impl<M: Backend> Planner<'_, M> {
         builder.push(&a, x.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(1..2))?);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
-        let right = Right::Weights { plain, elem: w.elem, nibbles: false };
+        let right = Right::Weights { bytes: plain.into(), layout: None, elem: w.elem, nibbles: false };
         let reading = reading(&window, k)?;
         self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel: 1 }, reading)
     }
@@ -409,8 +415,8 @@ impl<M: Backend> Planner<'_, M> {
 
 /// The right side of a product.
 enum Right {
-    /// Constant, row-major; whether the plan has them two to a byte.
-    Weights { plain: Vec<u8>, elem: Elem, nibbles: bool },
+    /// Constant, row-major or in a layout; whether a kernel could read them two to a byte.
+    Weights { bytes: Bytes, layout: Option<Layout>, elem: Elem, nibbles: bool },
     /// Computed; `k_stride` elements from one k to the next.
     Activation { buffer: Buffer, k_stride: i64 },
 }
@@ -419,6 +425,71 @@ enum Right {
 struct Packing {
     layout: Layout,
     depth: usize,
+}
+
+impl Packing {
+    /// Whether weights lie in memory as the kernel reads them.
+    fn lies_in_place(&self, given: &Given, n: usize) -> bool {
+        given.layout == Some(self.layout)
+            && given.elem == Elem::I8
+            && given.bytes.len() == self.layout.packed_len(self.depth, n)
+            && given.bytes.as_ptr().addr().is_multiple_of(ALIGN)
+    }
+
+    fn pack(&self, n: usize, plain: &[u8]) -> Vec<u8> {
+        match plain.len() == self.depth * n {
+            true => self.layout.pack(self.depth, n, plain),
+            false => {
+                let mut padded = plain.to_vec();
+                padded.resize(self.depth * n, 0);
+                self.layout.pack(self.depth, n, &padded)
+            }
+        }
+    }
+}
+
+/// Constant weights as the module has them.
+struct Given {
+    bytes: Bytes,
+    layout: Option<Layout>,
+    elem: Elem,
+}
+
+impl Given {
+    /// Signed bytes, row by row.
+    fn row_major(&self, k: usize, n: usize) -> Vec<u8> {
+        let mut plain = self.layout.map_or_else(|| self.bytes.to_vec(), |layout| layout.unpack(k, n, &self.bytes));
+        if self.elem == Elem::U8 {
+            plain.iter_mut().for_each(|b| *b ^= 0x80);
+        }
+        plain
+    }
+
+    /// The sum of each column, without unpacking where four k lie side by side; padding is zero.
+    fn column_sums(&self, k: usize, n: usize) -> Vec<i64> {
+        let Some(Layout::Dot4 { columns }) = self.layout else { return column_sums(&self.row_major(k, n), n) };
+        let mut sums = vec![0i32; n.next_multiple_of(columns)];
+        let panel_bytes = k.next_multiple_of(4) * columns;
+        for (panel, sums) in self.bytes.chunks_exact(panel_bytes).zip(sums.chunks_exact_mut(columns)) {
+            for group in panel.chunks_exact(4 * columns) {
+                let fours = group.as_chunks::<4>().0;
+                sums.iter_mut()
+                    .zip(fours)
+                    .for_each(|(sum, four)| *sum += four.iter().map(|&w| i32::from(w as i8)).sum::<i32>());
+            }
+        }
+        sums.truncate(n);
+        sums.into_iter().map(i64::from).collect()
+    }
+}
+
+/// The sum of each column of signed bytes, row by row.
+fn column_sums(plain: &[u8], n: usize) -> Vec<i64> {
+    let mut sums = vec![0i64; n];
+    for row in plain.chunks_exact(n) {
+        sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += i64::from(w as i8));
+    }
+    sums
 }
 
 /// A product as a step.
@@ -542,11 +613,6 @@ pub(super) fn zero_points(a: Elem, a_zero: i64, b: Elem, b_zero: i64) -> Lowered
         Elem::U8 => Ok((a_zero, b_zero - 128)),
         _ => Err(format!("a product with {b} on the right").into()),
     }
-}
-
-/// The row-major bytes of constant weights.
-fn row_major(c: &Const, k: usize, n: usize) -> Vec<u8> {
-    c.layout.map_or_else(|| c.data.to_vec(), |layout| layout.unpack(k, n, &c.data))
 }
 
 fn single(factors: &[Factor]) -> Lowered<Lin> {

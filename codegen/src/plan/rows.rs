@@ -64,9 +64,10 @@ impl<M: Backend> Planner<'_, M> {
                 let table = node.operands[node.operands.len() - 1];
                 let table = self.const_of(table).ok_or("the table is not constant")?.ints();
                 let composed = exp_table(&table, table_bits, (limit * multiplier) >> shift)?;
-                args.push(self.pool(&composed));
+                let entries = composed.len();
+                args.push(self.pool(composed));
                 extra.push(Operand { elem: Elem::U8, offset: Lin::ZERO, rows: vec![], columns: Columns::Table });
-                Ok(Work::Exp { limit, multiplier, shift, entries: composed.len() })
+                Ok(Work::Exp { limit, multiplier, shift, entries })
             }
             Op::IntLayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point, .. } => {
                 self.channels(node, args, extra)?;

@@ -15,6 +15,7 @@ fn key(b: &Buffer) -> Key {
         Buffer::Arena { offset, len } => (0, offset, len),
         Buffer::Const { offset, len } => (1, offset, len),
         Buffer::Input(n) => (2, n, 0),
+        Buffer::Stored { index, len } => (4, index, len),
         Buffer::Output(n) => (3, n, 0),
     }
 }
@@ -26,7 +27,8 @@ pub(super) fn check(compiled: &Compiled, inputs: &[&[u8]], want: &[Vec<u8>], bat
     for b in parts.steps.iter().flat_map(|s| &s.args) {
         buffers.entry(key(b)).or_insert_with(|| match *b {
             Buffer::Arena { len, .. } => Guarded::at(&vec![0x5a; len * batch], edge),
-            Buffer::Const { offset, len } => Guarded::at(&compiled.consts[offset..offset + len], edge),
+            Buffer::Const { offset, len } => Guarded::at(&(*parts.consts).as_ref()[offset..offset + len], edge),
+            Buffer::Stored { index, len } => Guarded::at(&(*parts.stored[index]).as_ref()[..len], edge),
             Buffer::Input(n) => Guarded::at(inputs[n], edge),
             Buffer::Output(n) => Guarded::at(&vec![0x5a; want[n].len()], edge),
         });
@@ -59,12 +61,13 @@ pub(super) fn skewed(
 ) -> Vec<Vec<u8>> {
     let parts = &compiled.parts;
     let mut arena = Guarded::new(&vec![0x5a; parts.arena_bytes_per_image * batch]);
-    let mut consts = Guarded::new(&compiled.consts);
+    let mut consts = Guarded::new((*parts.consts).as_ref());
     let mut inputs: Vec<Guarded> = inputs.iter().map(|bytes| Guarded::new(bytes)).collect();
     let mut outputs: Vec<Guarded> = outputs.iter().map(|&len| Guarded::new(&vec![0x5a; len])).collect();
     let mut address = |b: &Buffer| match *b {
         Buffer::Arena { offset, .. } => arena.ptr().wrapping_add(offset * batch),
         Buffer::Const { offset, .. } => consts.ptr().wrapping_add(offset),
+        Buffer::Stored { index, .. } => (*parts.stored[index]).as_ref().as_ptr().cast_mut(),
         Buffer::Input(n) => inputs[n].ptr(),
         Buffer::Output(n) => outputs[n].ptr(),
     };

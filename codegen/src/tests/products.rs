@@ -361,3 +361,45 @@ fn rows_of_patches() {
         check(&mut m, y, 6, &[]);
     }
 }
+
+/// Bytes at a multiple of 64, as those of an artifact are.
+struct Aligned(Vec<u8>, usize);
+
+impl AsRef<[u8]> for Aligned {
+    fn as_ref(&self) -> &[u8] {
+        let start = self.0.as_ptr().addr().next_multiple_of(64) - self.0.as_ptr().addr();
+        &self.0[start..start + self.1]
+    }
+}
+
+/// Weights that are stored as a kernel reads them are not copied, on tiers whose layout it is; the bits are the same anyway.
+#[test]
+fn stored_weights_are_used_where_they_lie() {
+    // On tiles 37 k are padded to 64; as few as 20 run on vectors. 200 columns would be padded
+    // too much: those are stored as the other tiers read them.
+    for (k, n, in_place) in
+        [(64, 128, [1, 1]), (20, 64, [1, 1]), (384, 220, [1, 1]), (37, 120, [0, 1]), (64, 200, [0, 0])]
+    {
+        let (mut m, y) = super::wide::product(21, k, n, Elem::I16, false, true);
+        let weights = m.consts.iter_mut().find(|c| c.ty.elem == Elem::I8).unwrap();
+        let layout = crate::weight_layout(k, n);
+        let packed = layout.pack(k, n, &weights.data);
+        let len = packed.len();
+        let room: Vec<u8> = vec![0; len + 64];
+        let mut aligned = Aligned(room, len);
+        let start = aligned.as_ref().as_ptr().addr() - aligned.0.as_ptr().addr();
+        aligned.0[start..start + len].copy_from_slice(&packed);
+        (weights.layout, weights.data) = (Some(layout), bytes::Bytes::from_owner(aligned));
+        m.output("y", y);
+        for tier in Tier::available() {
+            let parts = compile(&m, &Options { tier, ..Options::default() }).unwrap().parts;
+            let wants = match tier {
+                Tier::AmxInt8 => in_place[0],
+                Tier::Avx512Vnni => in_place[1],
+                _ => usize::from(layout.columns() == 8),
+            };
+            assert_eq!(parts.stored.len(), wants, "{tier:?} {k} {n}");
+            check_at(&m, tier, 2, 2, 9, &[]);
+        }
+    }
+}

@@ -79,6 +79,7 @@ pub fn parts(grain: usize) -> ProgramParts {
             step(reduce_rows, "reduce_rows", vec![b, Buffer::Output(0)], 1, 1),
         ],
         consts: Arc::new(vitc_runtime::ConstMemory::new(&consts).unwrap()),
+        stored: vec![],
         arena_bytes_per_image: 2 * ARENA_BYTES,
         scratch_bytes: CHANNELS * 4,
         inputs: vec![InputSpec { spec: tensor("pixels", Elem::U8, &[0, ROWS, CHANNELS]), quantize: Some(quantize) }],
