@@ -344,6 +344,21 @@ fn einsums_and_attention_compute_what_onnx_says() {
     vision::products().iter().for_each(check);
 }
 
+/// The passes find attention by this chain.
+#[test]
+fn attention_is_the_chain_that_exporters_write() {
+    let dims = [D::Named("batch"), D::Is(2), D::Is(3), D::Is(4)];
+    let chain = |op: &str, inputs: &[&str], attrs| {
+        let model = Build::new(23).input("q", &dims).input("k", &dims).input("v", &dims);
+        let module = import_bytes(model.node(op, inputs, &["y"], attrs).output("y").bytes(), None, &as_is()).unwrap();
+        module.nodes.iter().map(|n| n.op.name()).collect::<Vec<_>>()
+    };
+    let written = chain("Attention", &["q", "k", "v"], vec![]);
+    assert_eq!(written, ["mul", "transpose", "matmul", "softmax", "matmul"]);
+    let logits = chain("Einsum", &["q", "k"], vec![word("equation", "bhid,bhjd->bhij")]);
+    assert_eq!(logits, ["transpose", "matmul"]);
+}
+
 #[test]
 fn sums_and_gathers_compute_what_onnx_says() {
     vision::sums().iter().for_each(check);

@@ -73,8 +73,12 @@ fn axes(call: &Call<'_, '_>, x: ValueId) -> Fallible<(Vec<Axis>, Window)> {
         let too_large = || invalid("the window is larger than the padded operand");
         let padded = size.checked_add(pads.0).and_then(|s| s.checked_add(pads.1)).ok_or_else(too_large)?;
         let span = (kernel - 1).checked_mul(dilation).and_then(|s| s.checked_add(1)).ok_or_else(too_large)?;
-        let room = padded.checked_sub(span).filter(|&r| r <= call.importer.limits.elements).ok_or_else(too_large)?;
-        let mut results = if ceil { room.div_ceil(stride) } else { room / stride } + 1;
+        let mut results = match padded.checked_sub(span).filter(|&r| r <= call.importer.limits.elements) {
+            Some(room) if ceil => room.div_ceil(stride) + 1,
+            Some(room) => room / stride + 1,
+            None if ceil && span.saturating_sub(padded) < stride => 1,
+            None => return Err(too_large()),
+        };
         // A window that begins in the padding behind the operand is none.
         if ceil && (results - 1) * stride >= size + pads.0 {
             results -= 1;

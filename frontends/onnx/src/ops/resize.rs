@@ -197,7 +197,7 @@ fn along(call: &mut Call<'_, '_>, x: ValueId, axis: usize, a: Axis, method: Meth
         return Err(unsupported(format!("a dimension of {} is resized to {}", a.size, a.results)));
     }
     map::room(call, x, a.results)?;
-    let places = (0..a.results).map(|o| position(method.coordinates, a, o as f64));
+    let places = (0..a.results).map(|o| position(method.coordinates, a, o));
     if let Mode::Nearest(rounding) = method.mode {
         let positions = places.map(|p| nearest(p, rounding).clamp(0.0, a.size as f64 - 1.0) as usize).collect();
         return map::choose(call, x, axis, positions);
@@ -208,19 +208,21 @@ fn along(call: &mut Call<'_, '_>, x: ValueId, axis: usize, a: Axis, method: Meth
     map::linear(call, x, axis, a.results, |o, i| rows.get(o).and_then(|r| r.get(i)).copied().unwrap_or(0.0))
 }
 
-/// Where element `o` of the result lies in the operand.
-fn position(coordinates: Coordinates, a: Axis, o: f64) -> f64 {
-    let (size, results) = (a.size as f64, a.size as f64 * a.scale);
-    match coordinates {
-        Coordinates::HalfPixel => (o + 0.5) / a.scale - 0.5,
-        Coordinates::HalfPixelSymmetric => size / 2.0 * (1.0 - a.results as f64 / results) + (o + 0.5) / a.scale - 0.5,
+/// Where element `o` of the result lies in the operand. In `f32`, as others compute it: on a border between two elements
+/// the last bit decides which is the nearest.
+fn position(coordinates: Coordinates, a: Axis, o: usize) -> f64 {
+    let (o, scale, size) = (o as f32, a.scale as f32, a.size as f32);
+    let results = size * scale;
+    f64::from(match coordinates {
+        Coordinates::HalfPixel => (o + 0.5) / scale - 0.5,
+        Coordinates::HalfPixelSymmetric => size / 2.0 * (1.0 - a.results as f32 / results) + (o + 0.5) / scale - 0.5,
         Coordinates::PytorchHalfPixel if a.results == 1 => 0.0,
-        Coordinates::PytorchHalfPixel => (o + 0.5) / a.scale - 0.5,
-        Coordinates::HalfPixelCorner => (o + 0.5) / a.scale,
+        Coordinates::PytorchHalfPixel => (o + 0.5) / scale - 0.5,
+        Coordinates::HalfPixelCorner => (o + 0.5) / scale,
         Coordinates::AlignCorners if results == 1.0 => 0.0,
         Coordinates::AlignCorners => o * (size - 1.0) / (results - 1.0),
-        Coordinates::Asymmetric => o / a.scale,
-    }
+        Coordinates::Asymmetric => o / scale,
+    })
 }
 
 fn nearest(p: f64, rounding: Rounding) -> f64 {
@@ -284,7 +286,7 @@ mod tests {
         for mode in [Mode::Linear, Mode::Cubic(-0.75)] {
             let method = Method { mode, coordinates: Coordinates::HalfPixel, antialias: false, exclude_outside: false };
             for o in 0..8 {
-                let row = row(position(method.coordinates, axis, o.into()), axis, method);
+                let row = row(position(method.coordinates, axis, o), axis, method);
                 assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
             }
             assert_eq!(row(2.0, axis, method), [0.0, 0.0, 1.0, 0.0]);

@@ -95,6 +95,9 @@ fn axes(call: &Call<'_, '_>, sizes: &[usize], kernel: &[usize]) -> Fallible<Vec<
             return Err(invalid("the kernel is too large"));
         }
         let extra = at(&added, i) as i64;
+        if wanted.is_none() && mode.starts_with("SAME") && axis.reach() + 1 < stride as i64 {
+            return Err(unsupported("SAME padding with a kernel smaller than the stride: runtimes differ"));
+        }
         let results = match &wanted {
             // Some writers count the batch and the channels too.
             Some(list) => list.len().checked_sub(rank).and_then(|skip| list.get(skip + i)).copied(),
