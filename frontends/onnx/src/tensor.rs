@@ -44,17 +44,14 @@ fn want_len(got: usize, count: usize) -> Fallible<()> {
 
 /// Whether elements of a data type are read as `float32`: exactly where they are narrower, rounded where they are wider.
 pub(crate) fn is_float(data_type: i32) -> bool {
-    matches!(data_type, dtype::FLOAT | dtype::FLOAT16 | dtype::DOUBLE)
+    matches!(data_type, dtype::FLOAT | dtype::FLOAT16 | dtype::BFLOAT16 | dtype::DOUBLE)
 }
 
 /// Little-endian bytes of a float tensor as `float32`, not copied when they are that already and raw or outside.
 pub(crate) fn float_bytes(tensor: &proto::Tensor, count: usize, external: &mut External) -> Fallible<Bytes> {
     match tensor.data_type {
         dtype::FLOAT => {}
-        dtype::FLOAT16 | dtype::DOUBLE => return converted(tensor, count, external),
-        dtype::BFLOAT16 => {
-            return Err(unsupported("bfloat16 tensors are not supported").help("export the model in float32"));
-        }
+        other if is_float(other) => return converted(tensor, count, external),
         other => return Err(unsupported(format!("a tensor of {} where floats are needed", dtype::name(other)))),
     }
     if let Some(bytes) = raw(tensor, count, 4, external)? {
@@ -90,7 +87,7 @@ pub(crate) fn known(tensor: &proto::Tensor, limits: &Limits, external: &mut Exte
 /// What known content of a data type is called.
 pub(crate) fn kind(data_type: i32) -> Fallible<Kind> {
     match data_type {
-        dtype::FLOAT | dtype::FLOAT16 => Ok(Kind::F32),
+        dtype::FLOAT | dtype::FLOAT16 | dtype::BFLOAT16 => Ok(Kind::F32),
         dtype::DOUBLE => Ok(Kind::F64),
         dtype::BOOL => Ok(Kind::Bool),
         dtype::UINT8 | dtype::INT8 | dtype::UINT16 | dtype::INT16 | dtype::INT32 | dtype::INT64 => Ok(Kind::Int),
@@ -102,7 +99,7 @@ pub(crate) fn kind(data_type: i32) -> Fallible<Kind> {
 fn element_bytes(data_type: i32) -> usize {
     match data_type {
         dtype::UINT8 | dtype::INT8 | dtype::BOOL => 1,
-        dtype::UINT16 | dtype::INT16 | dtype::FLOAT16 => 2,
+        dtype::UINT16 | dtype::INT16 | dtype::FLOAT16 | dtype::BFLOAT16 => 2,
         dtype::INT64 | dtype::UINT64 | dtype::DOUBLE => 8,
         _ => 4,
     }
@@ -120,6 +117,7 @@ fn decode(data_type: i32, bytes: &[u8]) -> Vec<f64> {
         dtype::UINT16 => each::<2>(bytes, |b| u16::from_le_bytes(b).into()),
         dtype::INT16 => each::<2>(bytes, |b| i16::from_le_bytes(b).into()),
         dtype::FLOAT16 => each::<2>(bytes, |b| half(u16::from_le_bytes(b))),
+        dtype::BFLOAT16 => each::<2>(bytes, |b| brain(u16::from_le_bytes(b))),
         dtype::INT32 => each::<4>(bytes, |b| i32::from_le_bytes(b).into()),
         dtype::UINT32 => each::<4>(bytes, |b| u32::from_le_bytes(b).into()),
         dtype::UINT64 => each::<8>(bytes, |b| u64::from_le_bytes(b) as f64),
@@ -138,9 +136,15 @@ fn typed(tensor: &proto::Tensor) -> Vec<f64> {
         dtype::INT64 => tensor.int64_data.iter().map(|&v| v as f64).collect(),
         dtype::UINT32 | dtype::UINT64 => tensor.uint64_data.iter().map(|&v| v as f64).collect(),
         dtype::FLOAT16 => tensor.int32_data.iter().map(|&v| half(v as u16)).collect(),
+        dtype::BFLOAT16 => tensor.int32_data.iter().map(|&v| brain(v as u16)).collect(),
         dtype::BOOL => tensor.int32_data.iter().map(|&v| f64::from(u8::from(v != 0))).collect(),
         _ => tensor.int32_data.iter().map(|&v| v.into()).collect(),
     }
+}
+
+/// The value of a bfloat16: the upper half of a single.
+fn brain(bits: u16) -> f64 {
+    f32::from_bits(u32::from(bits) << 16).into()
 }
 
 /// The value of an IEEE half.
@@ -169,6 +173,7 @@ mod tests {
         }
         assert_eq!(half(0xfc00), f64::NEG_INFINITY);
         assert!(half(0x7e00).is_nan());
+        assert_eq!((brain(0x3f80), brain(0xc040)), (1.0, -3.0));
     }
 
     #[test]

@@ -342,6 +342,7 @@ fn pools_compute_what_onnx_says() {
 #[test]
 fn einsums_and_attention_compute_what_onnx_says() {
     vision::products().iter().for_each(check);
+    vision::rotations().iter().for_each(check);
 }
 
 /// The passes find attention by this chain.
@@ -371,13 +372,14 @@ fn norms_of_every_form_compute_what_onnx_says() {
 
 #[test]
 fn other_float_types_are_read_as_float32() {
-    for elem in [10, 11] {
-        let mut model = Build::new(18).tensor(vision::halves("h"));
+    let types = [(10, "float16"), (11, "float64"), (16, "bfloat16")];
+    for (elem, name) in types {
+        let mut model = Build::new(18).tensor(vision::halves("h", elem == 16));
         model.graph().input.push(common::info("x", elem, &[D::Is(3)]));
         let model = model.node("Cast", &["h"], &["c"], vec![int("to", elem.into())]);
         let model = model.node("Mul", &["x", "c"], &["y"], vec![]).output("y");
         let module = import_bytes(model.bytes(), None, &as_is()).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(module.meta["onnx.read_as_float32"], if elem == 10 { "float16" } else { "float64" });
+        assert_eq!(module.meta["onnx.read_as_float32"], name);
         assert_eq!(evaluate(&module, (&[3], vec![2.0; 3])).1, [2.0, -4.0, 1.0]);
     }
 }
@@ -532,9 +534,9 @@ fn masks_select_exactly() {
 
 #[test]
 fn every_claimed_op_is_in_a_test() {
-    use vision::{activations, images, norms, pools, products, sums};
+    use vision::{activations, images, norms, pools, products, rotations, sums};
     let cases = [elementwise(), movement(), linear(), normalisation(), reductions()].concat_ops();
-    let written_out = [activations(), images(), pools(), products(), sums(), norms()].concat_ops();
+    let written_out = [activations(), images(), pools(), products(), rotations(), sums(), norms()].concat_ops();
     let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual Less LessOrEqual Mod Not Or Range \
                 ReduceProd Round ScatterND Shape Sign Size Trilu Where Xor";
     let tested: BTreeSet<&str> = cases.into_iter().chain(written_out).chain(here.split_whitespace()).collect();
@@ -624,8 +626,8 @@ fn opsets_domains_and_types_outside_are_refused_with_advice() {
     assert!(
         import_bytes(contrib.bytes(), None, &Options::default()).unwrap_err().to_string().contains("com.microsoft")
     );
-    let mut brain = small_vit(18, D::Is(1));
-    brain.graph().input[0] = common::info("x", 16, &[D::Is(1), D::Is(1), D::Is(8), D::Is(8)]);
-    let error = import_bytes(brain.bytes(), None, &Options::default()).unwrap_err();
-    assert!(error.to_string().contains("bfloat16"), "{error}");
+    let mut text = small_vit(18, D::Is(1));
+    text.graph().input[0] = common::info("x", 8, &[D::Is(1), D::Is(1), D::Is(8), D::Is(8)]);
+    let error = import_bytes(text.bytes(), None, &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("the element type is string"), "{error}");
 }

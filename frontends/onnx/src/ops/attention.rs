@@ -1,13 +1,14 @@
-//! The op `Attention`, written out as products and a softmax.
+//! Attention written out as products and a softmax, and the rotation of queries and keys by position.
 
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
-use super::Table;
+use super::index::slice_axis;
+use super::{Table, scatter};
 use crate::call::Call;
 use crate::known::{Kind, Known};
 use crate::problem::{Fallible, invalid, unsupported};
 
-pub(super) const OPS: Table = &[("Attention", attention)];
+pub(super) const OPS: Table = &[("Attention", attention), ("RotaryEmbedding", rotary)];
 
 /// Which intermediate result the fourth output is.
 const AFTER_MASK: i64 = 1;
@@ -158,4 +159,72 @@ fn causal_mask(call: &mut Call<'_, '_>, x: ValueId, past: usize) -> Fallible<Val
     let seen = |i: usize| if i % keys <= i / keys + past { 0.0 } else { f32::NEG_INFINITY };
     let bias: Vec<f32> = (0..count).map(seen).collect();
     Ok(call.floats("causal", &[queries, keys], &bias))
+}
+
+/// Pairs of elements of a head turned by an angle for each token: `(a cos - b sin, a sin + b cos)`.
+fn rotary(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let flat = call.shape(0)?.rank() == 3;
+    let x = heads(call, 0, "num_heads")?;
+    let size = call.shape_of(x).last_fixed().ok_or_else(|| unsupported("the size of a head is not fixed"))?;
+    let turned = match call.int_or("rotary_embedding_dim", 0)? {
+        0 => Some(size),
+        some => usize::try_from(some).ok().filter(|&t| t <= size),
+    };
+    let turned = turned.filter(|t| t.is_multiple_of(2) && *t > 0);
+    let turned = turned.ok_or_else(|| invalid("`rotary_embedding_dim` does not fit the heads"))?;
+    let (cos, sin) = (angles(call, 1)?, angles(call, 2)?);
+    let interleaved = call.int_or("interleaved", 0)? != 0;
+    let (half, step) = (turned / 2, if interleaved { 2 } else { 1 });
+    let a = slice_axis(call, x, 3, 0, half, step)?;
+    let b = slice_axis(call, x, 3, if interleaved { 1 } else { half }, half, step)?;
+    let product = |call: &mut Call<'_, '_>, x, y| call.push(Op::Mul {}, &[x, y]);
+    let (a_cos, b_sin) = (product(call, a, cos)?, product(call, b, sin)?);
+    let (a_sin, b_cos) = (product(call, a, sin)?, product(call, b, cos)?);
+    let real = call.push(Op::Sub {}, &[a_cos, b_sin])?;
+    let imaginary = call.push(Op::Add {}, &[a_sin, b_cos])?;
+    let mut y = if interleaved {
+        paired(call, real, imaginary)?
+    } else {
+        call.push(Op::Concat { axis: 3 }, &[real, imaginary])?
+    };
+    if turned < size {
+        let rest = slice_axis(call, x, 3, turned, size - turned, 1)?;
+        y = call.push(Op::Concat { axis: 3 }, &[y, rest])?;
+    }
+    let value = if flat { joined(call, y)? } else { y };
+    call.give_value(value);
+    Ok(())
+}
+
+/// Cosines or sines as [batch, 1, tokens, pairs]: a table with the positions to take, or those of each token.
+fn angles(call: &mut Call<'_, '_>, i: usize) -> Fallible<ValueId> {
+    let mut table = call.tensor(i)?;
+    if call.name(3).is_some() {
+        let ids = call.content(3, "the positions")?;
+        let shape = call.shape_of(table);
+        let &[rows, pairs] = shape.0.as_slice() else { return Err(invalid("the table must have 2 dimensions")) };
+        let rows = rows.as_fixed().ok_or_else(|| unsupported("a table that depends on the batch"))?;
+        let index: Option<Vec<usize>> = ids.integers()?.into_iter().map(|id| scatter::resolve(id, rows)).collect();
+        let index = index.ok_or_else(|| invalid("a position is outside the table"))?;
+        let taken = call.push(Op::Gather { axis: 0, index }, &[table])?;
+        let dims = ids.dims.iter().map(|&d| Dim::fixed(d)).chain([pairs]).collect();
+        table = call.reshape(taken, Shape(dims))?;
+    }
+    let &[batch, tokens, pairs] = call.shape_of(table).0.as_slice() else {
+        return Err(invalid("the angles must have 3 dimensions"));
+    };
+    call.reshape(table, Shape(vec![batch, Dim::fixed(1), tokens, pairs]))
+}
+
+/// Elements of both in turn, along the last dimension.
+fn paired(call: &mut Call<'_, '_>, a: ValueId, b: ValueId) -> Fallible<ValueId> {
+    let shape = call.shape_of(a);
+    let single = Shape([shape.0.clone(), vec![Dim::fixed(1)]].concat());
+    let (a, b) = (call.reshape(a, single.clone())?, call.reshape(b, single)?);
+    let pairs = call.push(Op::Concat { axis: shape.rank() }, &[a, b])?;
+    let mut joined = shape;
+    if let Some(last) = joined.0.last_mut() {
+        *last = last.times(Dim::fixed(2)).ok_or_else(|| invalid("too many elements"))?;
+    }
+    call.reshape(pairs, joined)
 }

@@ -22,8 +22,16 @@ struct Term {
     labels: Vec<Label>,
 }
 
+/// Operands at most, and bytes of the equation: the work grows with their square.
+const MOST_OPERANDS: usize = 16;
+const LONGEST: usize = 1000;
+
 fn einsum(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let text: String = call.word_or("equation", "")?.chars().filter(|c| !c.is_whitespace()).collect();
+    let text = call.word_or("equation", "")?;
+    if text.len() > LONGEST || call.node.input.len() > MOST_OPERANDS {
+        return Err(unsupported("a long equation, or many operands"));
+    }
+    let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     let (left, right) = match text.split_once("->") {
         Some((left, right)) => (left, Some(right)),
         None => (text.as_str(), None),

@@ -109,12 +109,28 @@ fn slice(call: &mut Call<'_, '_>) -> Fallible<()> {
         call.give_known(result);
         return Ok(());
     }
+    let lens: Vec<(usize, usize)> = runs.iter().map(|(axis, run)| (*axis, run.len)).collect();
+    if give_empty(call, &shape, &lens) {
+        return Ok(());
+    }
     let mut x = call.tensor(0)?;
     for (axis, Run { start, len, step }) in runs {
         x = slice_axis(call, x, axis, start, len, step)?;
     }
     call.give_value(x);
     Ok(())
+}
+
+/// Gives a part without elements as known content, which `Concat` leaves out; says whether it is one.
+fn give_empty(call: &mut Call<'_, '_>, shape: &Shape, lens: &[(usize, usize)]) -> bool {
+    let (Some(mut dims), true) = (shape.as_fixed(), lens.iter().any(|(_, len)| *len == 0)) else { return false };
+    for &(axis, len) in lens {
+        if let Some(dim) = dims.get_mut(axis) {
+            *dim = len;
+        }
+    }
+    call.give_known(Known { kind: Kind::F32, dims, data: Vec::new() });
+    true
 }
 
 /// Slices of known content.
@@ -152,7 +168,7 @@ fn split(call: &mut Call<'_, '_>) -> Fallible<()> {
         if let Some(x) = &known {
             let part = take(call, x, &[(axis, Run { start, len, step: 1 })])?;
             call.give_known(part);
-        } else {
+        } else if !give_empty(call, &shape, &[(axis, len)]) {
             let x = call.tensor(0)?;
             let part = slice_axis(call, x, axis, start, len, 1)?;
             call.give_value(part);

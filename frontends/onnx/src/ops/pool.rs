@@ -117,13 +117,18 @@ fn largest(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-/// A depthwise convolution with equal weights; for more than two dimensions a product with a constant matrix along each.
+/// The mean of everything, or a depthwise convolution with equal weights; for more than two dimensions a product with a constant matrix along each.
 fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
     let x = call.tensor(0)?;
     let (axes, mut window) = axes(call, x)?;
     let count_padding = call.int_or("count_include_pad", 0)? != 0;
     if axes.len() > 2 {
         return average_by_axis(call, x, &axes, count_padding);
+    }
+    if axes.iter().all(|a| a.results == 1 && a.kernel == a.size && a.pads == (0, 0)) {
+        let value = call.push(Op::ReduceMean { axes: (2..axes.len() + 2).collect(), keep: true }, &[x])?;
+        call.give_value(value);
+        return Ok(());
     }
     // Windows that reach beyond the padding, which ceil_mode allows, see zeros there.
     for (pads, axis) in window.pads.iter_mut().zip(&axes) {
@@ -138,7 +143,10 @@ fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
         _ => return Err(invalid("`kernel_shape` does not fit")),
     };
     let share = 1.0 / (height as f32 * width as f32);
-    let weights = call.filled("average", share, &[channels, 1, height, width])?;
+    let count = height.checked_mul(width).and_then(|c| c.checked_mul(channels));
+    let count = count.ok_or_else(|| invalid("too many elements"))?;
+    map::room(call, x, count)?;
+    let weights = call.floats("average", &[channels, 1, height, width], &vec![share; count]);
     let op = conv_op(&window, channels)?;
     let image = as_image(call, x)?;
     let result = call.push(op, &[image, weights])?;

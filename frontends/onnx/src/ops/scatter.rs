@@ -12,7 +12,7 @@ pub(super) const OPS: Table =
     &[("GatherElements", gather_elements), ("GatherND", gather_nd), ("ScatterND", scatter_nd)];
 
 /// An index that may count from the end.
-fn resolve(i: i64, size: usize) -> Option<usize> {
+pub(super) fn resolve(i: i64, size: usize) -> Option<usize> {
     let i = if i < 0 { i.checked_add(size as i64)? } else { i };
     usize::try_from(i).ok().filter(|&i| i < size)
 }

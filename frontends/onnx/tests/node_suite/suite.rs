@@ -101,6 +101,7 @@ pub fn numbers(t: &TensorProto) -> Option<Vec<f64>> {
         (5, false) => each(raw, |b| i16::from_le_bytes(b).into()),
         (10, false) => each(raw, |b| half(u16::from_le_bytes(b))),
         (10, true) => t.int32_data.iter().map(|&v| half(v as u16)).collect(),
+        (16, false) => each(raw, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16).into()),
         (12, false) => each(raw, |b| u32::from_le_bytes(b).into()),
         (13, false) => each(raw, |b| u64::from_le_bytes(b) as f64),
         (12 | 13, true) => t.uint64_data.iter().map(|&v| v as f64).collect(),

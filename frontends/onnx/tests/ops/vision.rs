@@ -150,6 +150,34 @@ pub fn products() -> Vec<Case> {
     ]
 }
 
+pub fn rotations() -> Vec<Case> {
+    // a quarter turn for the second of two tokens
+    let turned = |x: Flat, y: Vec<f32>| {
+        let shape = x.0;
+        case("RotaryEmbedding", "x c s i", x, (shape, y))
+            .opset(23)
+            .floats("c", &[3, 1], &[1.0, 9.0, 0.0])
+            .floats("s", &[3, 1], &[0.0, 9.0, 1.0])
+            .ints("i", &[1, 2], &[0, 2])
+    };
+    vec![
+        turned((&[1, 1, 2, 2], vec![1., 2., 3., 4.]), vec![1., 2., -4., 3.]),
+        turned((&[1, 1, 2, 3], vec![1., 2., 5., 3., 4., 6.]), vec![1., 2., 5., -4., 3., 6.])
+            .attr(int("rotary_embedding_dim", 2))
+            .attr(int("interleaved", 1)),
+        turned((&[1, 2, 2], vec![1., 2., 3., 4.]), vec![1., 2., -4., 3.]).attr(int("num_heads", 1)),
+        case("RotaryEmbedding", "x c s", (&[1, 1, 1, 4], vec![1., 2., 3., 4.]), (&[1, 1, 1, 4], vec![-3., 2., 1., 4.]))
+            .opset(23)
+            .floats("c", &[1, 1, 2], &[0.0, 1.0])
+            .floats("s", &[1, 1, 2], &[1.0, 0.0]),
+        case("RotaryEmbedding", "x c s", (&[1, 1, 1, 4], vec![1., 2., 3., 4.]), (&[1, 1, 1, 4], vec![-2., 1., 3., 4.]))
+            .opset(23)
+            .floats("c", &[1, 1, 2], &[0.0, 1.0])
+            .floats("s", &[1, 1, 2], &[1.0, 0.0])
+            .attr(int("interleaved", 1)),
+    ]
+}
+
 pub fn sums() -> Vec<Case> {
     let r = |op, y: [f32; 2]| {
         case(op, "x a", (&[2, 2], vec![-3.0, 4.0, 6.0, 8.0]), (&[2], y.to_vec()))
@@ -213,8 +241,9 @@ pub fn norms() -> Vec<Case> {
     ]
 }
 
-/// A half-precision constant: 1.0, -2.0, 0.5.
-pub fn halves(name: &str) -> onnx_protobuf::TensorProto {
-    let raw_data = [0x3c00u16, 0xc000, 0x3800].iter().flat_map(|h| h.to_le_bytes()).collect();
-    onnx_protobuf::TensorProto { data_type: 10, raw_data, ..floats(name, &[3], &[]) }
+/// A constant in half a word: 1.0, -2.0, 0.5.
+pub fn halves(name: &str, brain: bool) -> onnx_protobuf::TensorProto {
+    let bits = if brain { [0x3f80u16, 0xc000, 0x3f00] } else { [0x3c00, 0xc000, 0x3800] };
+    let raw_data = bits.iter().flat_map(|h| h.to_le_bytes()).collect();
+    onnx_protobuf::TensorProto { data_type: if brain { 16 } else { 10 }, raw_data, ..floats(name, &[3], &[]) }
 }
