@@ -72,10 +72,10 @@ fn is_constant(module: &Module, output: &vitc_ir::graph::Output) -> bool {
     matches!(module.values[output.value.0 as usize].def, Def::Const(_))
 }
 
-/// The message without the operand shapes in front.
+/// The message without `Op (opset 13) of [2, 3], none: ` in front.
 fn reason(message: &str) -> String {
-    let cut = |m: &str| m.split_once("): ").or_else(|| m.split_once("]: ")).map(|(_, rest)| rest.to_owned());
-    if message.contains(" (opset ") { cut(message).unwrap_or_else(|| message.into()) } else { message.into() }
+    let behind = message.split_once(" (opset ").and_then(|(_, rest)| rest.split_once(": "));
+    behind.map_or(message, |(_, why)| why).to_owned()
 }
 
 /// Shape and elements.
