@@ -9,7 +9,8 @@ use bytes::Bytes;
 use vitc_ir::graph::Value;
 use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Module, Op, Shape, Stage, TensorType, ValueId};
 
-use crate::call::Call;
+use crate::call::{Call, SMALL};
+use crate::computed::Computed;
 use crate::external::External;
 use crate::known::{ELEMENT_BYTES, Known};
 use crate::limits::Limits;
@@ -83,6 +84,7 @@ pub(crate) struct Importer<'a> {
     number: usize,
     materialised: HashMap<*const proto::Tensor, ValueId>,
     folded: usize,
+    computed: Computed,
     problems: Problems,
 }
 
@@ -111,6 +113,7 @@ pub(crate) fn import(
         number: 0,
         materialised: HashMap::new(),
         folded: 0,
+        computed: Computed::default(),
         problems,
     };
     importer.note(model);
@@ -470,13 +473,16 @@ impl<'a> Importer<'a> {
         fresh
     }
 
-    /// The content of a value, when it is known or a constant of at most `most` elements.
+    /// The content of a value, when it is known or a constant of at most `most` elements. More than a few elements are asked
+    /// for where an op has to know them, and then what nodes compute from constants is evaluated.
     pub(crate) fn known(&mut self, name: &'a str, most: usize) -> Fallible<Option<Rc<Known>>> {
         let Some(slot) = self.slots.get(name) else { return Ok(None) };
         if let Some(known) = &slot.known {
             return Ok(Some(known.clone()));
         }
-        let Some(tensor) = slot.tensor else { return Ok(None) };
+        let Some(tensor) = slot.tensor else {
+            return Ok(slot.value.filter(|_| most > SMALL).and_then(|value| self.content_of(name, value, most)));
+        };
         let (_, count) = tensor::dims(tensor, self.limits)?;
         let wanted = !tensor::is_float(tensor.data_type) || count <= most;
         if !wanted {
@@ -489,6 +495,21 @@ impl<'a> Importer<'a> {
             slot.known = Some(known.clone());
         }
         Ok(Some(known))
+    }
+
+    /// The content of a value that nodes compute from constants, when it has at most `most` elements.
+    fn content_of(&mut self, name: &'a str, value: ValueId, most: usize) -> Option<Rc<Known>> {
+        self.module.ty(value).shape.count().filter(|c| c.size <= most)?;
+        let Importer { computed, module, folded, limits, .. } = self;
+        let mut pay = |count: usize| {
+            *folded = folded.saturating_add(count.saturating_mul(ELEMENT_BYTES));
+            *folded <= limits.fold_bytes
+        };
+        let known = Rc::new(computed.content(module, value, &mut pay)?);
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.known = Some(known.clone());
+        }
+        Some(known)
     }
 
     /// The content of a tensor in an attribute.

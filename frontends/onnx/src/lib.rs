@@ -11,6 +11,7 @@
 
 mod batch;
 mod call;
+mod computed;
 mod external;
 mod import;
 mod inspect;

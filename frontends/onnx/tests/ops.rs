@@ -1,103 +1,18 @@
 //! Every op that import claims: hand-built models, imported and evaluated, against results worked out by hand.
 
+#[path = "ops/case.rs"]
+mod case;
 mod common;
 #[path = "ops/vision.rs"]
 mod vision;
 
 use std::collections::BTreeSet;
 
+use case::{Case, as_is, case, check, evaluate, seq};
 use common::{Build, D, float, float_list, floats, int, int_list, ints, small_vit, tensor_attr, word};
 use onnx_protobuf::AttributeProto;
-use vitc_ir::eval::{Data, Tensor};
-use vitc_ir::{Dim, Module, Shape};
+use vitc_ir::{Dim, Shape};
 use vitc_onnx::{BatchMode, ImportError, Options, import_bytes, supported_ops};
-
-/// A one-node model: the op, its operands (`x` is the input), constants, attributes, and what comes out for what.
-struct Case {
-    op: &'static str,
-    opset: i64,
-    operands: &'static str,
-    consts: Vec<onnx_protobuf::TensorProto>,
-    attrs: Vec<AttributeProto>,
-    x: (&'static [usize], Vec<f32>),
-    y: (&'static [usize], Vec<f32>),
-}
-
-fn case(
-    op: &'static str,
-    operands: &'static str,
-    x: (&'static [usize], Vec<f32>),
-    y: (&'static [usize], Vec<f32>),
-) -> Case {
-    Case { op, opset: 18, operands, consts: vec![], attrs: vec![], x, y }
-}
-
-impl Case {
-    fn opset(mut self, opset: i64) -> Case {
-        self.opset = opset;
-        self
-    }
-
-    fn floats(mut self, name: &str, dims: &[i64], values: &[f32]) -> Case {
-        self.consts.push(floats(name, dims, values));
-        self
-    }
-
-    fn operands(mut self, operands: &'static str) -> Case {
-        self.operands = operands;
-        self
-    }
-
-    fn result(mut self, y: (&'static [usize], Vec<f32>)) -> Case {
-        self.y = y;
-        self
-    }
-
-    fn ints(mut self, name: &str, dims: &[i64], values: &[i64]) -> Case {
-        self.consts.push(ints(name, dims, values));
-        self
-    }
-
-    fn attr(mut self, attr: AttributeProto) -> Case {
-        self.attrs.push(attr);
-        self
-    }
-
-    fn model(&self) -> Build {
-        let dims: Vec<D> = self.x.0.iter().map(|&d| D::Is(d as i64)).collect();
-        let operands: Vec<&str> = self.operands.split(' ').map(|o| if o == "-" { "" } else { o }).collect();
-        let mut build = Build::new(self.opset).input("x", &dims);
-        for tensor in &self.consts {
-            build = build.tensor(tensor.clone());
-        }
-        build.node(self.op, &operands, &["y"], self.attrs.clone()).output("y")
-    }
-}
-
-fn seq(n: usize) -> Vec<f32> {
-    (0..n).map(|i| i as f32).collect()
-}
-
-fn evaluate(module: &Module, x: (&[usize], Vec<f32>)) -> (Vec<usize>, Vec<f32>) {
-    vitc_ir::verify::verify(module).unwrap();
-    let input = Tensor { shape: x.0.to_vec(), data: Data::F32(x.1) };
-    let output = vitc_ir::eval::run(module, &[input]).unwrap().remove(0);
-    let Data::F32(values) = output.data else { panic!("not floats") };
-    (output.shape, values)
-}
-
-fn as_is() -> Options {
-    Options { batch: BatchMode::AsIs, ..Options::default() }
-}
-
-fn check(case: &Case) {
-    let module = import_bytes(case.model().bytes(), None, &as_is()).unwrap_or_else(|e| panic!("{}: {e}", case.op));
-    let (shape, values) = evaluate(&module, (case.x.0, case.x.1.clone()));
-    assert_eq!(shape, case.y.0, "{}", case.op);
-    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
-    assert!(values.iter().zip(&case.y.1).all(close), "{}: {values:?} instead of {:?}", case.op, case.y.1);
-    assert_eq!(values.len(), case.y.1.len(), "{}", case.op);
-}
 
 fn elementwise() -> Vec<Case> {
     let two = |op, f: fn(f32, f32) -> f32| {
@@ -530,6 +445,42 @@ fn masks_select_exactly() {
         arithmetic_model(|m| m.node("Neg", &["x"], &["n"], vec![]).node("Where", &["mask", "x", "n"], &["y"], vec![]));
     let module = import_bytes(model.bytes(), None, &Options::default()).unwrap();
     assert_eq!(evaluate(&module, x).1, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+}
+
+/// As windows of images are told apart: regions are numbered in a plane of zeros, and where two numbers differ there is a
+/// large negative bias. All of it is more than a few constants, and none of it depends on the image.
+#[test]
+fn masks_computed_from_constants_are_known() {
+    let model = Build::new(18)
+        .input("x", &[D::Named("n"), D::Is(9), D::Is(9)])
+        .ints("plane", &[2], &[9, 9])
+        .ints("at", &[2, 1], &[1, 8])
+        .floats("two", &[2, 9], &[2.0; 18])
+        .ints("first", &[1], &[0])
+        .ints("row", &[1], &[0])
+        .ints("column", &[1], &[1])
+        .floats("zero", &[], &[0.0])
+        .floats("far", &[], &[-100.0])
+        .node("ConstantOfShape", &["plane"], &["p0"], vec![])
+        .node("ScatterND", &["p0", "at", "two"], &["p1"], vec![])
+        .node("Gather", &["p1", "first"], &["g"], vec![int("axis", 1)])
+        .node("Reshape", &["g", "nine"], &["v"], vec![])
+        .ints("nine", &[1], &[9])
+        .node("Unsqueeze", &["v", "row"], &["a"], vec![])
+        .node("Unsqueeze", &["v", "column"], &["b"], vec![])
+        .node("Sub", &["a", "b"], &["d"], vec![])
+        .node("Equal", &["d", "zero"], &["same"], vec![])
+        .node("Not", &["same"], &["other"], vec![])
+        .node("Where", &["other", "far", "d"], &["m0"], vec![])
+        .node("Equal", &["m0", "zero"], &["none"], vec![])
+        .node("Where", &["none", "zero", "m0"], &["m"], vec![])
+        .node("Add", &["x", "m"], &["y"], vec![])
+        .output("y");
+    let module = import_bytes(model.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let (_, values) = evaluate(&module, (&[1, 9, 9], vec![1.0; 81]));
+    let marked = |i: usize| i == 1 || i == 8;
+    let expected = |i: usize| if marked(i / 9) == marked(i % 9) { 1.0 } else { -99.0 };
+    assert_eq!(values, (0..81).map(expected).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Cases of ops that are written out as several others at import.
 
+use super::case::{Case, case, seq};
 use super::common::{float, float_list, floats, int, int_list, word};
-use super::{Case, case, seq};
 
 type Flat = (&'static [usize], Vec<f32>);
 
