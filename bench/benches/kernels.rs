@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vitc_bench::{Kernel, layernorm, product};
+use vitc_bench::{Epilogue, Kernel, layernorm, product};
 use vitc_codegen::{Options, Tier, compile};
 use vitc_runtime::{Session, SessionOptions, TensorView};
 
@@ -16,10 +16,14 @@ const TOKENS: usize = 197;
 
 fn kernels() -> Vec<Kernel> {
     vec![
-        product("qkv", TOKENS, 384, 384),
-        product("fc1", TOKENS, 384, 1536),
-        product("fc2", TOKENS, 1536, 384),
-        product("head", 1, 384, 1000),
+        product("qkv_tiny", [TOKENS, 192, 192], Epilogue::Requantize),
+        product("qkv_tiny_bare", [TOKENS, 192, 192], Epilogue::Saturate),
+        product("qkv", [TOKENS, 384, 384], Epilogue::Requantize),
+        product("qkv_bare", [TOKENS, 384, 384], Epilogue::Saturate),
+        product("fc1", [TOKENS, 384, 1536], Epilogue::Table),
+        product("fc1_bare", [TOKENS, 384, 1536], Epilogue::Saturate),
+        product("fc2", [TOKENS, 1536, 384], Epilogue::Requantize),
+        product("head", [1, 384, 1000], Epilogue::Requantize),
         layernorm("layernorm", TOKENS, 384),
     ]
 }
@@ -29,7 +33,8 @@ fn run(c: &mut Criterion) {
         let mut group = c.benchmark_group(kernel.name);
         group.throughput(Throughput::Elements(kernel.work));
         for tier in Tier::available() {
-            let program = compile(&kernel.module, &Options { tier, ..Options::default() }).and_then(|c| c.into_program()).expect("compiles");
+            let options = Options { tier, ..Options::default() };
+            let program = compile(&kernel.module, &options).and_then(|c| c.into_program()).expect("compiles");
             let options = SessionOptions { threads: 1, ..SessionOptions::default() };
             let mut session = Session::new(Arc::new(program), options).expect("starts");
             let (elem, dims) = kernel.input;
