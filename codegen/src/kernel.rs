@@ -13,13 +13,16 @@ use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, ModuleRelocTarget};
 use crate::CodegenError;
 use crate::attention::Attention;
 use crate::conv::Conv;
+use crate::depthwise::Depthwise;
 use crate::emit::{Emit, Features, signature};
 use crate::gemm::Gemm;
 use crate::linear::LinearAttention;
-use crate::map::{AxisSum, Copy, Map};
+use crate::map::{Copy, Map};
 use crate::rows::Rows;
+use crate::sum::AxisSum;
 use crate::wide::asm::{Assembled, Fault};
 use crate::wide::attention::WideAttention;
+use crate::wide::depthwise::WideDepthwise;
 use crate::wide::gemm::WideGemm;
 use crate::wide::map::WideMap;
 use crate::wide::norm::WideNorm;
@@ -33,6 +36,8 @@ pub(crate) enum Spec {
     Gemm(Gemm),
     WideGemm(WideGemm),
     Conv(Conv),
+    Depthwise(Depthwise),
+    WideDepthwise(WideDepthwise),
     Map(Map),
     WideMap(WideMap),
     Copy(Copy),
@@ -50,6 +55,8 @@ impl Spec {
             Spec::Gemm(s) => s.emit(e),
             Spec::WideGemm(s) => s.emit(e),
             Spec::Conv(s) => s.emit(e),
+            Spec::Depthwise(s) => s.emit(e),
+            Spec::WideDepthwise(s) => s.emit(e),
             Spec::Map(s) => s.emit(e),
             Spec::WideMap(s) => s.emit(e),
             Spec::Copy(s) => s.emit(e),
@@ -61,7 +68,10 @@ impl Spec {
 
     /// Whether its inner part is a leaf of the wide tiers.
     pub(crate) fn is_wide(&self) -> bool {
-        matches!(self, Spec::WideAttention(_) | Spec::WideGemm(_) | Spec::WideMap(_) | Spec::WideNorm(_))
+        matches!(
+            self,
+            Spec::WideAttention(_) | Spec::WideGemm(_) | Spec::WideDepthwise(_) | Spec::WideMap(_) | Spec::WideNorm(_)
+        )
     }
 
     /// Bytes of scratch for each thread.
@@ -72,6 +82,8 @@ impl Spec {
             Spec::Linear(s) => s.scratch_bytes(),
             Spec::Gemm(s) => s.scratch_bytes(),
             Spec::WideGemm(s) => s.scratch_bytes(),
+            Spec::Depthwise(s) => s.scratch_bytes(),
+            Spec::WideDepthwise(s) => s.scratch_bytes(),
             _ => 0,
         }
     }
@@ -81,6 +93,7 @@ impl Spec {
         match self {
             Spec::WideAttention(s) => s.leaves(),
             Spec::WideGemm(s) => s.leaves(),
+            Spec::WideDepthwise(s) => Ok(vec![s.assemble()?]),
             Spec::WideMap(s) => Ok(vec![s.assemble()?]),
             Spec::WideNorm(s) => Ok(vec![s.assemble()?]),
             _ => Ok(Vec::new()),

@@ -10,6 +10,7 @@ mod attention;
 mod conv;
 mod copy;
 mod cost;
+mod depthwise;
 mod disasm;
 mod emit;
 #[cfg(all(any(test, feature = "emulate"), target_arch = "x86_64", target_os = "linux"))]
@@ -26,6 +27,7 @@ mod operand;
 mod peak;
 mod plan;
 mod rows;
+mod sum;
 mod view;
 mod wide;
 

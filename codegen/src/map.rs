@@ -5,7 +5,7 @@
 //!   for group of 8        then the rest one by one
 //! ```
 
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::Value;
 use vitc_ir::Dim;
 
 use crate::emit::{Addr, Emit};
@@ -14,6 +14,8 @@ use crate::operand::{Operand, RowGroup, run_group, split_index};
 
 /// Threads share single elements by as many as make a cache line, at least.
 const LINE: usize = 64;
+/// Elements that are moved one by one in a turn of a loop.
+const TURN: i64 = 8;
 
 /// A lane program over all elements of a result. Arguments: the inputs, then the result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,42 +130,18 @@ impl Copy {
         self.each(e, from, to, rest, end);
     }
 
+    /// Elements one by one, eight to a turn.
     fn each(&self, e: &mut Emit<'_>, from: Value, to: Value, begin: Value, end: Value) {
-        e.for_range(begin, end, 1, &[], |e, i, _| {
-            let from = e.at(from, i, self.from.column_stride());
-            let to = e.at(to, i, self.to.column_stride());
-            let v = e.load_elem(self.from.elem, Addr { base: from, disp: 0 });
-            e.store_elem(self.to.elem, v, Addr { base: to, disp: 0 });
-            Vec::new()
-        });
-    }
-}
-
-/// Sums over an axis that is not the last. Arguments: x, result; items are results.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct AxisSum {
-    /// Loops over results.
-    pub sizes: Vec<Dim>,
-    pub x: Operand,
-    pub out: Operand,
-    /// Length of the axis and elements from one index to the next.
-    pub axis: (usize, i64),
-}
-
-impl AxisSum {
-    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
-        let (from, to) = (e.arg(0), e.arg(1));
-        let (begin, end) = (e.begin, e.end);
-        e.for_range(begin, end, 1, &[], |e, item, _| {
-            let at = split_index(e, item, &self.sizes);
-            let (from, to) = (self.x.base(e, from, &at), self.out.base(e, to, &at));
-            let zero = e.iconst(0);
-            let done = e.repeat(self.axis.0, &[zero, from], |e, c| {
-                let v = e.load_elem(self.x.elem, Addr { base: c[1], disp: 0 });
-                vec![e.b.ins().iadd(c[0], v), e.add_imm(c[1], self.axis.1 * self.x.elem.bytes() as i64)]
-            });
-            e.store_elem(self.out.elem, done[0], Addr { base: to, disp: 0 });
-            Vec::new()
-        });
+        let (step, width) = (self.from.column_stride(), self.to.column_stride());
+        let start = [e.at(from, begin, step), e.at(to, begin, width)];
+        let turn = |e: &mut Emit<'_>, p: &[Value], count: i64| {
+            for i in 0..count {
+                let v = e.load_elem(self.from.elem, Addr { base: p[0], disp: 0 }.plus(i * step));
+                e.store_elem(self.to.elem, v, Addr { base: p[1], disp: 0 }.plus(i * width));
+            }
+            vec![e.add_imm(p[0], count * step), e.add_imm(p[1], count * width)]
+        };
+        let (rest, at) = e.while_room(begin, end, TURN, TURN, &start, |e, _, p| turn(e, p, TURN));
+        e.for_range(rest, end, 1, &at, |e, _, p| turn(e, p, 1));
     }
 }

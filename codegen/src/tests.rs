@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vitc_ir::attr::LaneName;
 use vitc_ir::eval;
 use vitc_ir::lane::{Access, Input, Inst, Program as Lane, Width};
-use vitc_ir::{Const, Dim, Elem, Module, Op, Shape, Stage, TensorType, ValueId};
+use vitc_ir::{Const, Dim, Elem, ImageLayout, Module, Op, Shape, Stage, TensorType, ValueId};
 use vitc_runtime::{OutputForm, Session, SessionOptions, TensorView};
 
 use crate::testing::{Edge, Random};
@@ -13,6 +13,7 @@ use crate::{Options, Tier, compile, count_float_instructions};
 
 mod attention;
 mod choices;
+mod convolutions;
 mod guarded;
 mod linear;
 mod movement;

@@ -217,6 +217,22 @@ impl Nest {
         Ok(nest.merged())
     }
 
+    /// Where columns do not lie together for all operands, those of the longest loop: the order of elements that are only
+    /// moved does not matter, and each row costs something.
+    pub(crate) fn with_long_columns(mut self) -> Nest {
+        let is = |i: usize, strides: &[Vec<Lin>]| strides.iter().all(|s| s[i].as_fixed().is_some());
+        let Some(last) = self.sizes.len().checked_sub(1) else { return self };
+        if self.strides.iter().all(|s| s[last] == Lin::fixed(1)) {
+            return self;
+        }
+        let candidates = (0..=last).filter(|&i| !self.sizes[i].batch && is(i, &self.strides));
+        if let Some(longest) = candidates.max_by_key(|&i| (self.sizes[i].size, i)) {
+            self.sizes.swap(longest, last);
+            self.strides.iter_mut().for_each(|s| s.swap(longest, last));
+        }
+        self
+    }
+
     fn merged(self) -> Nest {
         let mut out = Nest { sizes: Vec::new(), strides: vec![Vec::new(); self.strides.len()] };
         for (i, &size) in self.sizes.iter().enumerate() {

@@ -199,6 +199,34 @@ macro_rules! word_enum {
 }
 
 word_enum! {
+    /// How images lie: which dimensions are channels, height and width.
+    ImageLayout, "`nchw` or `nhwc`" {
+        /// [N, C, H, W].
+        ChannelsFirst = "nchw",
+        /// [N, H, W, C].
+        ChannelsLast = "nhwc",
+    }
+}
+
+impl ImageLayout {
+    /// The dimension of the channels.
+    pub fn channel(self) -> usize {
+        match self {
+            ImageLayout::ChannelsFirst => 1,
+            ImageLayout::ChannelsLast => 3,
+        }
+    }
+
+    /// The dimensions of height and width.
+    pub fn plane(self) -> [usize; 2] {
+        match self {
+            ImageLayout::ChannelsFirst => [2, 3],
+            ImageLayout::ChannelsLast => [1, 2],
+        }
+    }
+}
+
+word_enum! {
     /// Which definition of GELU.
     GeluForm, "`erf` or `tanh`" {
         /// The exact form, `x/2 (1 + erf(x/sqrt 2))`.

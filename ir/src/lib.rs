@@ -19,6 +19,7 @@ pub mod text;
 pub mod types;
 pub mod verify;
 
+pub use attr::ImageLayout;
 pub use diag::{Diagnostic, Diagnostics};
 pub use graph::{Const, Def, Module, Node, Stage, ValueId};
 pub use op::{Class, Op, OpInfo};

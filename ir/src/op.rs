@@ -3,7 +3,7 @@
 //!
 //! Operand names end in `?` when the operand may be left out and in `...` when it may be repeated.
 
-use crate::attr::{Attr, AttrValue, GeluForm, LaneName};
+use crate::attr::{Attr, AttrValue, GeluForm, ImageLayout, LaneName};
 use crate::infer;
 use crate::types::{Elem, Real, Shape, TensorType};
 
@@ -122,8 +122,8 @@ ops! {
     // ---------------------------------------------------------------- float
     /// Matrix product over the last two dimensions, leading ones broadcast as in numpy; `bias` is added along the last dimension.
     MatMul = "matmul" Float ["a", "b", "bias?"] { } infer::matmul_float;
-    /// 2-D convolution of `x` [N, C, H, W] with `w` [O, C/groups, KH, KW]; `pads` are top, left, bottom, right.
-    Conv2d = "conv2d" Float ["x", "w", "bias?"] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize } infer::conv_float;
+    /// 2-D convolution of `x`, [N, C, H, W] or [N, H, W, C] as `layout` says, with `w` [O, C/groups, KH, KW]; the result lies like `x`. `pads` are top, left, bottom, right.
+    Conv2d = "conv2d" Float ["x", "w", "bias?"] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, layout: ImageLayout } infer::conv_float;
     /// Sum, broadcast as in numpy.
     Add = "add" Float ["a", "b"] { } infer::binary_float;
     /// Difference, broadcast.
@@ -193,7 +193,7 @@ ops! {
     /// `bias[n] + sum_k (a[m,k] - a_zero) * (b[k,n] - b_zero)` in `i32`; overflow of the sum is an error in the evaluator and proved absent by the compiler. Zero points lie within 2^16. Leading dimensions broadcast.
     IntMatMul = "int.matmul" Int ["a", "b", "bias?"] { a_zero: i64, b_zero: i64 } infer::matmul_int;
     /// Integer convolution in `i32`; padded positions count as `x_zero`, so they add nothing.
-    IntConv2d = "int.conv2d" Int ["x", "w", "bias?"] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, x_zero: i64 } infer::conv_int;
+    IntConv2d = "int.conv2d" Int ["x", "w", "bias?"] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, layout: ImageLayout, x_zero: i64 } infer::conv_int;
     /// Dyadic requantize, half up: `saturate(((x - x_zero) * multiplier[c] + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32`, one or one per index of `axis` (I-ViT section 3.2). `shift` is 1 to 62.
     IntRequant = "int.requant" Int ["x", "multiplier"] { axis: usize, x_zero: i64, shift: u32, zero_point: i64, to: Elem } infer::requant;
     /// Cheap requantize for accumulators: `t = saturate16(x + 2^(pre_shift-1) >> pre_shift)`, `saturate((t * multiplier[c] + 2^14 >> 15) + zero_point)`; `multiplier` is `i16`. The sum before the first shift wraps never: the compiler proves it.
@@ -231,7 +231,7 @@ ops! {
     /// `int.matmul` without bias whose accumulator goes through a lane program: lane input 0 is the accumulator, the others are `extras`.
     FusedMatMul = "fused.matmul" Fused ["a", "b", "extras..."] { a_zero: i64, b_zero: i64, lane: LaneName, to: Elem } infer::fused_matmul;
     /// `int.conv2d` without bias whose accumulator goes through a lane program.
-    FusedConv2d = "fused.conv2d" Fused ["x", "w", "extras..."] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, x_zero: i64, lane: LaneName, to: Elem } infer::fused_conv;
+    FusedConv2d = "fused.conv2d" Fused ["x", "w", "extras..."] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, layout: ImageLayout, x_zero: i64, lane: LaneName, to: Elem } infer::fused_conv;
     /// A lane program applied element by element; `shape` is the result's.
     FusedMap = "fused.map" Fused ["xs..."] { shape: Shape, lane: LaneName, to: Elem } infer::fused_map;
     /// Attention with deferred normalisation, a composition of other ops: `e = int.exp(int.matmul(q, k), table)`, `r = int.reciprocal(int.reduce_sum(e))` along rows, `y = int.requant_rows(int.matmul(e, v), r)`, and the result is `transpose(y)` by `perm`. `q_zero`, `k_zero` and `v_zero` are the zero points of the products; `limit`, `multiplier`, `exp_shift` and `table_bits` belong to the exponential, `shift`, `zero_point` and `to` to the requantize. `k` is [D, keys] in its last two dimensions.
@@ -255,6 +255,16 @@ impl Op {
         match self {
             Op::FusedMatMul { lane, .. } | Op::FusedConv2d { lane, .. } | Op::FusedMap { lane, .. } => Some(lane),
             _ => None,
+        }
+    }
+}
+
+impl Op {
+    /// The dimension of a result of this rank that channels of the op's lane program run along.
+    pub fn lane_channel(&self, rank: usize) -> usize {
+        match self {
+            Op::FusedConv2d { layout, .. } => layout.channel(),
+            _ => rank.saturating_sub(1),
         }
     }
 }

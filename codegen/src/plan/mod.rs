@@ -1,6 +1,7 @@
 //! From a module of stage `plan` to steps: which kernel, over which buffers, for how many items.
 
 mod attention;
+mod conv;
 mod elementwise;
 mod linear;
 mod movement;

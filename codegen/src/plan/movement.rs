@@ -37,7 +37,7 @@ impl<M: Backend> Planner<'_, M> {
         let rank = shape.rank();
         let all: Vec<usize> = (0..rank).collect();
         let lists = [from.1, to.1].map(|v| super::flat_over(v, shape, &all));
-        let nest = Nest::joint(&lists)?;
+        let nest = Nest::joint(&lists)?.with_long_columns();
         let (sizes, columns) = split(&nest)?;
         let operand = |i: usize, offset| operand_of(&nest, i, elem, offset);
         let spec =

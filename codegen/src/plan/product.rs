@@ -1,4 +1,4 @@
-//! Matrix products and convolutions.
+//! Matrix products.
 
 use std::sync::Arc;
 
@@ -9,8 +9,7 @@ use vitc_ir::layout::Layout;
 use vitc_ir::{Const, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::{Buffer, Extent};
 
-use super::{ALIGN, Call, Lowered, Planner, extent, joint, lane_word, product_of, spread};
-use crate::conv::Conv;
+use super::{ALIGN, Call, Lowered, Planner, extent, flat_over, joint, lane_word, product_of, spread};
 use crate::cost::{Choice, Core, Offer, Sizes, Split, Unit, copied_bytes, streams_nibbles};
 use crate::gemm::{Gemm, Reading, Weights};
 use crate::kernel::Spec;
@@ -23,23 +22,21 @@ use crate::wide::gemm::{PANEL, WideGemm};
 const COPIED_BYTES: [usize; 5] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
 
 /// The parts of a product that do not depend on where b comes from.
-struct Parts {
-    program: Program,
-    extras: Vec<ValueId>,
+pub(super) struct Parts {
+    pub program: Program,
+    pub extras: Vec<ValueId>,
 }
 
-/// Geometry of a convolution node.
-struct Geometry {
-    strides: [usize; 2],
-    pads: [usize; 4],
-    dilations: [usize; 2],
-    groups: usize,
-    x_zero: i64,
+impl Parts {
+    /// The operands of the lane program's inputs; the first is computed.
+    pub fn inputs(&self) -> Vec<Option<ValueId>> {
+        std::iter::once(None).chain(self.extras.iter().map(|&v| Some(v))).collect()
+    }
 }
 
 impl<M: Backend> Planner<'_, M> {
     /// The lane program and its operands from the second on.
-    fn parts(&self, node: &Node) -> Lowered<Parts> {
+    pub(super) fn parts(&self, node: &Node) -> Lowered<Parts> {
         let extras = node.operands[2..].to_vec();
         let program = if node.op.lane().is_some() { self.named_lane(node)? } else { bias_program(&extras) };
         if program.inputs.len() != extras.len() + 1 {
@@ -71,14 +68,7 @@ impl<M: Backend> Planner<'_, M> {
         });
         let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
         let rows: Vec<usize> = (0..rank - 1).collect();
-        let mut builder = Product {
-            rows,
-            columns: rank - 1,
-            shape: result.shape.clone(),
-            views: vec![],
-            elems: vec![],
-            inner: vec![],
-        };
+        let mut builder = Product::new(&result.shape, &rows, rank - 1, 1);
         builder.push(&a_view, a.elem, Columns::Same);
         builder.push(&out, result.elem, Columns::of(&out.flat(rank - 1..rank))?);
         let right = match packed {
@@ -100,7 +90,7 @@ impl<M: Backend> Planner<'_, M> {
         self.gemm(node, parts, builder, (a_buffer, right), numbers, reading)
     }
 
-    fn gemm(
+    pub(super) fn gemm(
         &mut self,
         node: &Node,
         parts: Parts,
@@ -112,7 +102,8 @@ impl<M: Backend> Planner<'_, M> {
         let mut extra_buffers = Vec::new();
         for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
             let (buffer, view) = self.operand(v)?;
-            let view = spread(&view, &self.module.ty(v).shape, input.access, &p.shape, n.channel)?;
+            let view = spread(&view, &self.module.ty(v).shape, input.access, &p.whole, n.channel)?;
+            let view = p.divided(view)?;
             let columns = if input.access == Access::Table {
                 Columns::Table
             } else {
@@ -139,8 +130,7 @@ impl<M: Backend> Planner<'_, M> {
                 Weights::Matrix { operand: operands.next().ok_or("no b")?, k_stride: *k_stride }
             }
         };
-        let inputs: Vec<Option<ValueId>> = std::iter::once(None).chain(parts.extras.iter().map(|&v| Some(v))).collect();
-        let lane = self.lane(&parts.program, &inputs)?;
+        let lane = self.lane(&parts.program, &parts.inputs())?;
         let gemm = Gemm {
             k: n.k,
             n: n.n,
@@ -202,17 +192,9 @@ impl<M: Backend> Planner<'_, M> {
         if unit == Unit::Portable || gemm.weights != Weights::Packed {
             return Ok(None);
         }
-        let constants: Vec<Option<&Const>> = extras.iter().map(|&v| self.const_of(v)).collect();
-        let bias = bias_of(&gemm.lane.program, &constants);
         let mut gemm = gemm.clone();
-        if let Some((sum, _)) = bias {
-            gemm.lane.program.insts[sum] = Inst::Load(0);
-        }
-        let bias = bias.map(|(_, c)| {
-            let values = c.ints();
-            if values.len() == 1 { vec![values[0]; gemm.n] } else { values }
-        });
-        let constants = constants.iter().map(Option::is_some).collect();
+        let bias = self.take_bias(&mut gemm.lane.program, extras, gemm.n);
+        let constants = extras.iter().map(|&v| self.const_of(v).is_some()).collect();
         let wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
         let Some(mut wide) = wide else { return Ok(None) };
         wide.nibbles = self.streams_nibbles(right, n, choice);
@@ -223,6 +205,15 @@ impl<M: Backend> Planner<'_, M> {
         let split = choice.split.unwrap_or_else(|| core.split(unit, n.sizes(), wide.grain(), self.options.threads));
         wide.by_columns = split == Split::Columns && wide.has_columns_to_share();
         Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
+    }
+
+    /// Takes a constant bias of `n` channels out of a lane program, for the sums to start with.
+    pub(super) fn take_bias(&self, program: &mut Program, extras: &[ValueId], n: usize) -> Option<Vec<i64>> {
+        let constants: Vec<Option<&Const>> = extras.iter().map(|&v| self.const_of(v)).collect();
+        let (sum, bias) = bias_of(program, &constants)?;
+        program.insts[sum] = Inst::Load(0);
+        let values = bias.ints();
+        Some(if values.len() == 1 { vec![values[0]; n] } else { values })
     }
 
     /// What the product could be instead.
@@ -290,131 +281,10 @@ impl<M: Backend> Planner<'_, M> {
         self.stored.push(Arc::new(bytes));
         Buffer::Stored { index: self.stored.len() - 1, len }
     }
-
-    pub(super) fn conv(&mut self, node: &Node) -> Lowered {
-        let g = match node.op {
-            Op::FusedConv2d { strides, pads, dilations, groups, x_zero, .. }
-            | Op::IntConv2d { strides, pads, dilations, groups, x_zero } => {
-                Geometry { strides, pads, dilations, groups, x_zero }
-            }
-            _ => return Err("not a convolution".into()),
-        };
-        let dense = g.groups == 1 && g.pads == [0; 4] && self.const_of(node.operands[1]).is_some();
-        if dense && self.module.ty(node.operands[1]).elem != Elem::I16 {
-            return self.dense_conv(node, &g);
-        }
-        self.direct_conv(node, &g)
-    }
-
-    /// A product: rows are output positions, k runs over the window.
-    fn dense_conv(&mut self, node: &Node, g: &Geometry) -> Lowered {
-        let parts = self.parts(node)?;
-        let result = self.module.ty(node.result).clone();
-        let (x, w) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.operands[1]).clone());
-        let w_sizes = w.shape.as_fixed().ok_or("weights grow with the batch")?;
-        let (k, n) = (w_sizes[1..].iter().product::<usize>(), w_sizes[0]);
-        let (a_buffer, view) = self.operand(node.operands[0])?;
-        let step = |axis: usize, by: usize| -> Lowered<Lin> {
-            match view.dims[axis][..] {
-                [] => Ok(Lin::ZERO),
-                [f] => Ok(f.stride.scaled(by as i64)),
-                _ => Err("a convolution over a split dimension".into()),
-            }
-        };
-        let factor = |size: usize, stride: Lin| Factor { size: size.into(), stride };
-        let mut a = view.clone();
-        for axis in [0, 1] {
-            let size = result.shape.0[2 + axis];
-            a.dims[2 + axis] = vec![Factor { size, stride: step(2 + axis, g.strides[axis])? }];
-        }
-        let window: Vec<Factor> = view.dims[1]
-            .iter()
-            .copied()
-            .chain([factor(w_sizes[2], step(2, g.dilations[0])?), factor(w_sizes[3], step(3, g.dilations[1])?)])
-            .collect();
-        let window = crate::view::merge(window.into_iter());
-        let zeros = zero_points(x.elem, g.x_zero, w.elem, 0)?;
-        let plain = self.const_of(node.operands[1]).ok_or("weights are not constant")?.data.to_vec();
-        let plain: Vec<u8> = (0..k * n).map(|i| plain[(i % n) * k + i / n]).collect();
-        let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
-        let mut builder = Product {
-            rows: vec![0, 2, 3],
-            columns: 1,
-            shape: result.shape.clone(),
-            views: vec![],
-            elems: vec![],
-            inner: vec![],
-        };
-        builder.push(&a, x.elem, Columns::Same);
-        builder.push(&out, result.elem, Columns::of(&out.flat(1..2))?);
-        let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
-        let right = Right::Weights { bytes: plain.into(), layout: None, elem: w.elem, nibbles: false };
-        let reading = reading(&window, k)?;
-        self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel: 1 }, reading)
-    }
-
-    fn direct_conv(&mut self, node: &Node, g: &Geometry) -> Lowered {
-        let parts = self.parts(node)?;
-        let result = self.module.ty(node.result).clone();
-        let (x, w) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.operands[1]).clone());
-        let fixed = |s: &Shape, i: usize| s.0[i].as_fixed().ok_or("only the first dimension may be the batch");
-        let (a_buffer, view) = self.operand(node.operands[0])?;
-        let (b_buffer, w_view) = self.operand(node.operands[1])?;
-        if View::contiguous(&w.shape) != Some(w_view) {
-            return Err("weights of a convolution must be row-major".into());
-        }
-        let mut x_strides = [Lin::ZERO; 4];
-        for (s, dim) in x_strides.iter_mut().zip(&view.dims) {
-            *s = match dim[..] {
-                [] => Lin::ZERO,
-                [f] => f.stride,
-                _ => return Err("a convolution over a split dimension".into()),
-            };
-        }
-        let to = self.buffer(node.result)?;
-        let mut args = vec![a_buffer, b_buffer, to, to];
-        let three = |view: &View, elem: Elem, columns: Columns| -> Lowered<Operand> {
-            let rows = view.dims[..3].iter().map(|d| single(d)).collect::<Lowered<_>>()?;
-            Ok(Operand { elem, offset: view.offset, rows, columns })
-        };
-        let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
-        let out = three(&out, result.elem, Columns::of(&out.flat(3..4))?)?;
-        let mut extras = Vec::new();
-        for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
-            let (buffer, view) = self.operand(v)?;
-            let view = spread(&view, &self.module.ty(v).shape, input.access, &result.shape, 1)?;
-            let columns = if input.access == Access::Table { Columns::Table } else { Columns::of(&view.flat(3..4))? };
-            extras.push(three(&view, input.elem, columns)?);
-            args.push(buffer);
-        }
-        let inputs: Vec<Option<ValueId>> = std::iter::once(None).chain(parts.extras.iter().map(|&v| Some(v))).collect();
-        let kernel = [fixed(&w.shape, 1)?, fixed(&w.shape, 2)?, fixed(&w.shape, 3)?];
-        let conv = Conv {
-            x: x.elem,
-            w: w.elem,
-            x_offset: view.offset,
-            x_strides,
-            input: [fixed(&x.shape, 2)?, fixed(&x.shape, 3)?],
-            output: [fixed(&result.shape, 1)?, fixed(&result.shape, 2)?, fixed(&result.shape, 3)?],
-            kernel,
-            strides: g.strides,
-            pads: [g.pads[0], g.pads[1]],
-            dilations: g.dilations,
-            groups: g.groups,
-            x_zero: g.x_zero,
-            out,
-            extras,
-            lane: self.lane(&parts.program, &inputs)?,
-        };
-        let name = format!("conv_direct{}__k{}x{}x{}", lane_word(&parts.program), kernel[0], kernel[1], kernel[2]);
-        let macs = result.shape.count().map_or(0, |d| d.size as u64) * kernel.iter().product::<usize>() as u64;
-        let items = extent(product_of(&result.shape.0[..2])?);
-        self.step(Call { spec: Spec::Conv(conv), name, args, items, grain: 1, macs })
-    }
 }
 
 /// The right side of a product.
-enum Right {
+pub(super) enum Right {
     /// Constant, row-major or in a layout; whether a kernel could read them two to a byte.
     Weights { bytes: Bytes, layout: Option<Layout>, elem: Elem, nibbles: bool },
     /// Computed; `k_stride` elements from one k to the next.
@@ -503,13 +373,13 @@ struct Made {
     offer: Option<Offer>,
 }
 
-struct Numbers {
-    k: usize,
-    n: usize,
-    zeros: (i64, i64),
-    macs: u64,
+pub(super) struct Numbers {
+    pub k: usize,
+    pub n: usize,
+    pub zeros: (i64, i64),
+    pub macs: u64,
     /// Dimension of the result that channels run along.
-    channel: usize,
+    pub channel: usize,
 }
 
 impl Numbers {
@@ -524,18 +394,55 @@ impl Numbers {
 }
 
 /// Operands that walk the rows of a result together.
-struct Product {
+pub(super) struct Product {
     /// Dimensions of the result that are rows, and the one that is columns.
     rows: Vec<usize>,
-    columns: usize,
+    pub columns: usize,
     shape: Shape,
+    /// The result's shape before its channels are divided into groups.
+    whole: Shape,
+    groups: usize,
     views: Vec<View>,
     elems: Vec<Elem>,
     inner: Vec<Columns>,
 }
 
 impl Product {
-    fn push(&mut self, view: &View, elem: Elem, columns: Columns) {
+    /// With that shape, those rows, and columns along `columns`; with groups, the columns are those of one group, the groups
+    /// are the outermost rows.
+    pub fn new(shape: &Shape, rows: &[usize], columns: usize, groups: usize) -> Product {
+        let mut p = Product {
+            rows: rows.to_vec(),
+            columns,
+            shape: shape.clone(),
+            whole: shape.clone(),
+            groups,
+            views: vec![],
+            elems: vec![],
+            inner: vec![],
+        };
+        if groups > 1 {
+            p.rows.insert(0, columns);
+            p.shape = divided(shape, groups);
+            p.columns += 1;
+        }
+        p
+    }
+
+    /// A view of the whole result as one of groups.
+    pub fn divided(&self, view: View) -> Lowered<View> {
+        if self.groups == 1 {
+            return Ok(view);
+        }
+        let dims = (0..view.dims.len()).map(|d| flat_over(&view, &self.whole, &[d])).collect();
+        let repeated = View { offset: view.offset, dims };
+        let divided = repeated.then(&Op::Reshape { shape: self.shape.clone() }, &self.whole, &self.shape)?;
+        let moves = |f: &Factor| f.stride != Lin::ZERO;
+        let keep = |dim: Vec<Factor>| if dim.iter().any(moves) { dim } else { Vec::new() };
+        Ok(View { offset: divided.offset, dims: divided.dims.into_iter().map(keep).collect() })
+    }
+
+    pub fn push(&mut self, view: &View, elem: Elem, columns: Columns) {
         self.views.push(view.clone());
         self.elems.push(elem);
         self.inner.push(columns);
@@ -573,6 +480,12 @@ impl Apart {
         wide.out = self.others.remove(0);
         (wide.a, wide.a_sizes, wide.sizes) = (self.a, self.a_sizes, self.sizes);
     }
+}
+
+/// A shape whose last dimension is divided into groups.
+fn divided(shape: &Shape, groups: usize) -> Shape {
+    let (last, rest) = shape.0.split_last().expect("a result has dimensions");
+    Shape(rest.iter().copied().chain([groups.into(), (last.size / groups).into()]).collect())
 }
 
 /// The instruction that adds a constant bias to the sums, and the bias, when that is the only thing done with the sums.
@@ -615,7 +528,7 @@ pub(super) fn zero_points(a: Elem, a_zero: i64, b: Elem, b_zero: i64) -> Lowered
     }
 }
 
-fn single(factors: &[Factor]) -> Lowered<Lin> {
+pub(super) fn single(factors: &[Factor]) -> Lowered<Lin> {
     match factors {
         [] => Ok(Lin::ZERO),
         [f] => Ok(f.stride),

@@ -5,9 +5,9 @@ use vitc_ir::{Elem, Node, Op, Shape};
 
 use super::{Call, Lowered, Planner, extent, joint, product_of};
 use crate::kernel::Spec;
-use crate::map::AxisSum;
 use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work, exp_table};
+use crate::sum::AxisSum;
 use crate::view::{Lin, View};
 use crate::wide::norm::WideNorm;
 
@@ -104,7 +104,12 @@ impl<M: Backend> Planner<'_, M> {
             [f] => (f.size.size, f.stride.as_fixed().ok_or("an axis whose stride grows with the batch")?),
             _ => return Err("a sum over a split dimension".into()),
         };
-        let kept: Vec<usize> = (0..x.shape.rank()).filter(|&d| d != axis).collect();
+        let last = x.shape.rank() - 1;
+        let columns = match (view.dims[last][..].as_ref(), x.shape.0[last].as_fixed()) {
+            ([f], Some(n)) if f.stride == Lin::fixed(1) && axis != last => Some(n),
+            _ => None,
+        };
+        let kept: Vec<usize> = (0..=last).filter(|&d| d != axis && (d != last || columns.is_none())).collect();
         let mut shape = x.shape.clone();
         shape.0[axis] = 1.into();
         let out = View::contiguous(&shape).ok_or("the batch would be squared")?;
@@ -112,9 +117,11 @@ impl<M: Backend> Planner<'_, M> {
         let (sizes, operands) = joint(&views, &shape, &kept, &[Columns::Same; 2])?;
         let [from, to] = <[Operand; 2]>::try_from(operands).map_err(|_| "two operands")?;
         let args = vec![buffer, self.buffer(node.result)?];
-        let items = extent(product_of(&sizes)?);
         let name = format!("reduce_sum_axis_{}__k{len}", x.elem.name());
-        let spec = Spec::AxisSum(AxisSum { sizes, x: from, out: to, axis: (len, stride) });
-        self.step(Call { spec, name, args, items, grain: 64, macs: 0 })
+        let rows = product_of(&sizes)?;
+        let sum = AxisSum { sizes, columns: columns.unwrap_or(1), x: from, out: to, axis: (len, stride) };
+        let items = extent(rows.times(sum.blocks().into()).ok_or("too many results")?);
+        let grain = if columns.is_some() { 1 } else { 64 };
+        self.step(Call { spec: Spec::AxisSum(sum), name, args, items, grain, macs: 0 })
     }
 }

@@ -209,48 +209,6 @@ fn attention_over_views() {
     attention(Elem::U8, 1, 2, 4);
 }
 
-struct Window {
-    c: usize,
-    o: usize,
-    size: usize,
-    k: usize,
-    strides: [usize; 2],
-    pads: [usize; 4],
-    dilations: [usize; 2],
-    groups: usize,
-}
-
-fn conv(w: &Window) {
-    let mut m = module();
-    let mut r = Random(11);
-    let x = input(&mut m, Elem::U8, batched(&[w.c, w.size, w.size + 3]));
-    let dims = [w.o, w.c / w.groups, w.k, w.k];
-    let weights = random_constant(&mut m, &mut r, Elem::I8, &dims, -128, 127);
-    let scale = random_constant(&mut m, &mut r, Elem::I32, &[w.o], 1 << 28, (1 << 31) - 1);
-    let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 31);
-    let op = Op::FusedConv2d {
-        strides: w.strides,
-        pads: w.pads,
-        dilations: w.dilations,
-        groups: w.groups,
-        x_zero: 114,
-        lane: l,
-        to: Elem::I16,
-    };
-    let y = node(&mut m, op, &[x, weights, scale]);
-    check(&mut m, y, 2, &[]);
-}
-
-#[test]
-fn convolutions() {
-    let plain = Window { c: 3, o: 10, size: 12, k: 4, strides: [4, 4], pads: [0; 4], dilations: [1, 1], groups: 1 };
-    conv(&plain);
-    conv(&Window { k: 3, strides: [1, 2], dilations: [2, 1], ..plain });
-    conv(&Window { k: 3, strides: [2, 1], pads: [1, 2, 0, 1], ..plain });
-    conv(&Window { c: 6, o: 6, k: 3, strides: [1, 1], pads: [1; 4], groups: 6, ..plain });
-    conv(&Window { c: 4, o: 6, k: 2, strides: [1, 1], groups: 2, ..plain });
-}
-
 #[test]
 #[ignore = "a measurement"]
 fn measure_a_block() {
@@ -309,7 +267,8 @@ fn measure_a_block() {
     let scale = random_constant(&mut m, &mut r, Elem::I32, &[c], 1 << 30, (1 << 31) - 1);
     let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 37);
     let (strides, pads, dilations) = ([16, 16], [0; 4], [1, 1]);
-    let op = Op::FusedConv2d { strides, pads, dilations, groups: 1, x_zero: 0, lane: l, to: Elem::I16 };
+    let layout = ImageLayout::ChannelsFirst;
+    let op = Op::FusedConv2d { strides, pads, dilations, groups: 1, layout, x_zero: 0, lane: l, to: Elem::I16 };
     let y = node(&mut m, op, &[pixels, w, scale]);
     m.output("patches", y);
 

@@ -513,7 +513,7 @@ pub(super) fn clear(e: &mut Emit<'_>, at: Value, from: usize, to: usize) {
 }
 
 /// Adds 128 to each of `count` bytes.
-pub(super) fn flip_signs(e: &mut Emit<'_>, at: Value, count: usize) {
+pub(crate) fn flip_signs(e: &mut Emit<'_>, at: Value, count: usize) {
     let flip = e.constant(types::I8X16, -128);
     let done = e.repeat(count / 16, &[at], |e, p| {
         let v = e.load(types::I8X16, Addr { base: p[0], disp: 0 });

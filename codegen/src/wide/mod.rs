@@ -6,6 +6,7 @@
 
 pub(crate) mod asm;
 pub(crate) mod attention;
+pub(crate) mod depthwise;
 mod dot;
 pub(crate) mod gemm;
 pub(crate) mod lane;

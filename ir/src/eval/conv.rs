@@ -5,8 +5,9 @@ use std::ops::{AddAssign, Mul};
 use ndarray::LinalgScalar;
 
 use super::gemm::{Centred, Exact, accumulate, narrow};
-use super::tensor::{Data, View};
-use super::{Evaluated, Fault};
+use super::tensor::{Data, Slice, View};
+use super::{Evaluated, Fault, movement};
+use crate::attr::ImageLayout;
 
 /// Attributes of a convolution.
 #[derive(Clone, Copy)]
@@ -15,6 +16,35 @@ pub(super) struct Conv {
     pub pads: [usize; 4],
     pub dilations: [usize; 2],
     pub groups: usize,
+    pub layout: ImageLayout,
+}
+
+/// Dimensions of a tensor with channels last, brought to the front, and back.
+const FIRST: [usize; 4] = [0, 3, 1, 2];
+const LAST: [usize; 4] = [0, 2, 3, 1];
+
+impl Conv {
+    fn is_last(self) -> bool {
+        self.layout == ImageLayout::ChannelsLast
+    }
+
+    /// A shape with its channels first.
+    fn first(self, shape: &[usize]) -> Vec<usize> {
+        if self.is_last() && shape.len() == 4 { FIRST.map(|d| shape[d]).to_vec() } else { shape.to_vec() }
+    }
+
+    /// The elements of `x` with channels first, where they are not so already.
+    fn moved(self, x: &View) -> Option<Data> {
+        (self.is_last() && x.shape.len() == 4).then(|| movement::transpose(*x, &FIRST))
+    }
+
+    /// A result of this shape, computed with channels first, as the op yields it.
+    fn restored(self, result: Data, shape: &[usize]) -> Data {
+        if !self.is_last() {
+            return result;
+        }
+        movement::transpose(View { shape: &self.first(shape), data: result.slice() }, &LAST)
+    }
 }
 
 /// All sizes of a convolution.
@@ -124,8 +154,10 @@ impl Geometry {
 
 /// `conv2d`.
 pub(super) fn conv(conv: Conv, operands: &[View], shape: &[usize]) -> Evaluated {
-    let (x, w) = (operands[0].f32()?, operands[1].f32()?);
-    let g = Geometry::new(conv, operands[0].shape, operands[1].shape, shape)?;
+    let moved = conv.moved(&operands[0]);
+    let x = moved.as_ref().map_or(operands[0].data, Data::slice);
+    let (Slice::F32(x), w) = (x, operands[1].f32()?) else { return Err(Fault::eval("a convolution of no floats")) };
+    let g = Geometry::new(conv, &conv.first(operands[0].shape), operands[1].shape, &conv.first(shape))?;
     let mut out = bias_planes(&g, operands.get(2).map(View::f32).transpose()?);
     let mut unfolded = vec![0.0; if g.pointwise() || g.depthwise() { 0 } else { g.depth() * g.pixels() }];
     for (block, out) in out.chunks_exact_mut(g.outputs * g.pixels()).enumerate() {
@@ -138,7 +170,7 @@ pub(super) fn conv(conv: Conv, operands: &[View], shape: &[usize]) -> Evaluated 
             product(&g, image, weights, &mut unfolded, out);
         }
     }
-    Ok(Data::F32(out))
+    Ok(conv.restored(Data::F32(out), shape))
 }
 
 fn product<T: LinalgScalar>(g: &Geometry, image: &[T], weights: &[T], unfolded: &mut [T], out: &mut [T]) {
@@ -170,8 +202,10 @@ pub(super) fn conv_int(
     x_zero: i64,
     shape: &[usize],
 ) -> Result<Vec<i32>, Fault> {
-    let g = Geometry::new(conv, x.shape, w.shape, shape)?;
-    let (x, w) = (Centred::new(x, x_zero)?, Centred::new(w, 0)?);
+    let g = Geometry::new(conv, &conv.first(x.shape), w.shape, &conv.first(shape))?;
+    let moved = conv.moved(x);
+    let x = View { data: moved.as_ref().map_or(x.data, Data::slice), ..*x };
+    let (x, w) = (Centred::new(&x, x_zero)?, Centred::new(w, 0)?);
     let planes = conv.groups * g.outputs;
     let mut out = Vec::with_capacity(g.images * planes * g.pixels());
     let mut unfolded = vec![0; g.depth() * g.pixels()];
@@ -189,7 +223,10 @@ pub(super) fn conv_int(
         let channel = |i: usize| group * g.outputs + i / g.pixels();
         narrow(&sums, |i| bias.map_or(0, |b| b[if b.len() == 1 { 0 } else { channel(i) }]), &mut out)?;
     }
-    Ok(out)
+    match conv.restored(Data::I32(out), shape) {
+        Data::I32(out) => Ok(out),
+        _ => Err(Fault::eval("a transposition changed the type")),
+    }
 }
 
 fn channel_sums(g: &Geometry, image: &[i32], weights: &[i32]) -> Vec<i64> {

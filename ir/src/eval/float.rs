@@ -10,8 +10,8 @@ use crate::types::{Elem, Quant, Real};
 pub(super) fn eval(call: &Call) -> Evaluated {
     match call.op {
         Op::MatMul {} => gemm::matmul(call.operands, call.shape),
-        Op::Conv2d { strides, pads, dilations, groups } => {
-            let attrs = Conv { strides: *strides, pads: *pads, dilations: *dilations, groups: *groups };
+        &Op::Conv2d { strides, pads, dilations, groups, layout } => {
+            let attrs = Conv { strides, pads, dilations, groups, layout };
             conv(attrs, call.operands, call.shape)
         }
         Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {} => binary(call),

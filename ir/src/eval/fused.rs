@@ -29,7 +29,7 @@ pub(super) fn eval(call: &Call) -> Evaluated {
     let sums = accumulators(call, None)?;
     let accumulator = View { shape: call.shape, data: Slice::I32(&sums) };
     let inputs: Vec<View> = std::iter::once(accumulator).chain(call.operands[2..].iter().copied()).collect();
-    let channel = if matches!(call.op, Op::FusedConv2d { .. }) { 1 } else { call.shape.len() - 1 };
+    let channel = call.op.lane_channel(call.shape.len());
     run(program, &inputs, call.shape, channel)
 }
 

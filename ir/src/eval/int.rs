@@ -48,10 +48,10 @@ pub(super) fn accumulators(call: &Call, bias: Option<&[i32]>) -> Result<Vec<i32>
         Op::IntMatMul { a_zero, b_zero } | Op::FusedMatMul { a_zero, b_zero, .. } => {
             gemm::matmul_int(a, b, bias, [*a_zero, *b_zero], call.shape)
         }
-        Op::IntConv2d { strides, pads, dilations, groups, x_zero }
-        | Op::FusedConv2d { strides, pads, dilations, groups, x_zero, .. } => {
-            let attrs = Conv { strides: *strides, pads: *pads, dilations: *dilations, groups: *groups };
-            conv_int(attrs, a, b, bias, *x_zero, call.shape)
+        &Op::IntConv2d { strides, pads, dilations, groups, layout, x_zero }
+        | &Op::FusedConv2d { strides, pads, dilations, groups, layout, x_zero, .. } => {
+            let attrs = Conv { strides, pads, dilations, groups, layout };
+            conv_int(attrs, a, b, bias, x_zero, call.shape)
         }
         _ => Err(Fault::eval(format!("`{}` is no product", call.op.name()))),
     }

@@ -2,6 +2,7 @@
 
 use super::{Inferred, broadcast, check_axis, ensure};
 use crate::attention::unfold;
+use crate::attr::ImageLayout;
 use crate::op::Op;
 use crate::types::{Dim, Elem, Shape, TensorType};
 
@@ -64,13 +65,15 @@ struct Conv<'a> {
     pads: &'a [usize; 4],
     dilations: &'a [usize; 2],
     groups: usize,
+    layout: ImageLayout,
 }
 
 fn conv_shape(conv: Conv<'_>, operands: &[&TensorType]) -> Result<Shape, String> {
     let (x, w) = (&operands[0].shape, &operands[1].shape);
     ensure(x.rank() == 4 && w.rank() == 4, || format!("conv2d of [{x}] with [{w}]: both want rank 4"))?;
     let fixed = |d: Dim| d.as_fixed().ok_or("conv2d: only the first dimension may depend on the batch");
-    let [c, h, width] = [fixed(x.0[1])?, fixed(x.0[2])?, fixed(x.0[3])?];
+    let (channel, plane) = (conv.layout.channel(), conv.layout.plane());
+    let [c, h, width] = [fixed(x.0[channel])?, fixed(x.0[plane[0]])?, fixed(x.0[plane[1]])?];
     let [o, wc, kh, kw] = [fixed(w.0[0])?, fixed(w.0[1])?, fixed(w.0[2])?, fixed(w.0[3])?];
     let groups = conv.groups;
     ensure(groups > 0 && o.is_multiple_of(groups) && wc.checked_mul(groups) == Some(c), || {
@@ -90,15 +93,16 @@ fn conv_shape(conv: Conv<'_>, operands: &[&TensorType]) -> Result<Shape, String>
     if let Some(bias) = operands.get(2) {
         want_channels(bias, Some(o), "bias")?;
     }
-    let shape = Shape(vec![x.0[0], o.into(), oh.into(), ow.into()]);
+    let mut shape = x.clone();
+    (shape.0[channel], shape.0[plane[0]], shape.0[plane[1]]) = (o.into(), oh.into(), ow.into());
     shape.count().ok_or("the result has too many elements")?;
     Ok(shape)
 }
 
 pub(crate) fn conv_float(op: &Op, operands: &[&TensorType]) -> Inferred {
-    let Op::Conv2d { strides, pads, dilations, groups } = op else { unreachable!() };
+    let Op::Conv2d { strides, pads, dilations, groups, layout } = op else { unreachable!() };
     want_float(operands)?;
-    Ok(TensorType::f32(conv_shape(Conv { strides, pads, dilations, groups: *groups }, operands)?))
+    Ok(TensorType::f32(conv_shape(Conv { strides, pads, dilations, groups: *groups, layout: *layout }, operands)?))
 }
 
 pub(crate) fn layernorm_float(_: &Op, operands: &[&TensorType]) -> Inferred {
@@ -172,13 +176,16 @@ pub(crate) fn matmul_int(_: &Op, operands: &[&TensorType]) -> Inferred {
 }
 
 pub(crate) fn conv_int(op: &Op, operands: &[&TensorType]) -> Inferred {
-    let Op::IntConv2d { strides, pads, dilations, groups, .. } = op else { unreachable!() };
+    let Op::IntConv2d { strides, pads, dilations, groups, layout, .. } = op else { unreachable!() };
     want_elem(operands[0], NARROW, "x")?;
     want_elem(operands[1], NARROW, "w")?;
     if let Some(bias) = operands.get(2) {
         want_elem(bias, &[Elem::I32], "bias")?;
     }
-    Ok(TensorType::new(Elem::I32, conv_shape(Conv { strides, pads, dilations, groups: *groups }, operands)?))
+    Ok(TensorType::new(
+        Elem::I32,
+        conv_shape(Conv { strides, pads, dilations, groups: *groups, layout: *layout }, operands)?,
+    ))
 }
 
 pub(crate) fn requant(op: &Op, operands: &[&TensorType]) -> Inferred {
@@ -370,11 +377,14 @@ pub(crate) fn fused_matmul(op: &Op, operands: &[&TensorType]) -> Inferred {
 }
 
 pub(crate) fn fused_conv(op: &Op, operands: &[&TensorType]) -> Inferred {
-    let Op::FusedConv2d { strides, pads, dilations, groups, to, .. } = op else { unreachable!() };
+    let Op::FusedConv2d { strides, pads, dilations, groups, layout, to, .. } = op else { unreachable!() };
     want_elem(operands[0], NARROW, "x")?;
     want_elem(operands[1], NARROW, "w")?;
     ensure(to.is_int(), || format!("a lane program cannot yield {to}"))?;
-    Ok(TensorType::new(*to, conv_shape(Conv { strides, pads, dilations, groups: *groups }, &operands[..2])?))
+    Ok(TensorType::new(
+        *to,
+        conv_shape(Conv { strides, pads, dilations, groups: *groups, layout: *layout }, &operands[..2])?,
+    ))
 }
 
 pub(crate) fn fused_map(op: &Op, operands: &[&TensorType]) -> Inferred {

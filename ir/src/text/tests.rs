@@ -126,6 +126,7 @@ impl Draw<'_> {
             "list of fixed length" => AttrValue::List(vec![AttrValue::Int(self.byte().into()); attempt]),
             "lane program" => AttrValue::Symbol(self.text()),
             "`erf` or `tanh`" => AttrValue::Word(self.pick(&["erf", "tanh"]).into()),
+            "`nchw` or `nhwc`" => AttrValue::Word(self.pick(&["nchw", "nhwc"]).into()),
             other => panic!("no value for an attribute of kind {other}"),
         }
     }

@@ -35,7 +35,7 @@ impl Checker<'_> {
             let message = format!("the lane program has {} inputs, the op {}", program.inputs.len(), inputs.len());
             return self.at_node(node, "lane-inputs", message);
         }
-        let channel = if matches!(n.op, Op::FusedConv2d { .. }) { 1 } else { result.shape.rank().wrapping_sub(1) };
+        let channel = n.op.lane_channel(result.shape.rank());
         let channels = result.shape.0.get(channel).and_then(|d| d.as_fixed());
         for (i, (given, wanted)) in inputs.iter().zip(&program.inputs).enumerate() {
             if let Err(e) = fits(given, wanted, &result.shape, channels) {

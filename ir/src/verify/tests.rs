@@ -190,7 +190,7 @@ module "m" stage fuse {
     %2 = mul %0, %1
   }
   graph (%x: tensor<Nx3x8x8xu8>) -> (%0 "y") {
-    %0 = fused.conv2d %x, @w, @m {strides = [2, 2], pads = [0, 0, 0, 0], dilations = [1, 1], groups = 1, x_zero = 0, lane = @rq, to = i32} : tensor<Nx2x4x4xi32>
+    %0 = fused.conv2d %x, @w, @m {strides = [2, 2], pads = [0, 0, 0, 0], dilations = [1, 1], groups = 1, layout = nchw, x_zero = 0, lane = @rq, to = i32} : tensor<Nx2x4x4xi32>
   }
 }
 "#;

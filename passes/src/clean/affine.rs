@@ -44,7 +44,7 @@ fn with_shape(d: &mut Draft, c: ValueId, dims: &[usize]) -> Option<ValueId> {
 fn channel_axis(d: &Draft, v: ValueId) -> Option<usize> {
     match d.op_of(v)? {
         (Op::MatMul {}, operands) if d.is_const(operands[1]) => Some(d.shape(v).rank() - 1),
-        (Op::Conv2d { .. }, operands) if d.is_const(operands[1]) => Some(1),
+        (Op::Conv2d { layout, .. }, operands) if d.is_const(operands[1]) => Some(layout.channel()),
         (Op::LayerNorm { .. }, operands) if d.is_const(operands[1]) && d.is_const(operands[2]) => {
             Some(d.shape(v).rank() - 1)
         }

@@ -1,7 +1,7 @@
 //! Every recovery on graphs by hand: it fires, leaves nothing of the pattern, and the result means the same.
 
 use vitc_ir::attr::GeluForm;
-use vitc_ir::{Elem, Module, Op, Real, ValueId};
+use vitc_ir::{Elem, ImageLayout, Module, Op, Real, ValueId};
 
 use super::testing::{Build, batched, count, difference, inputs, outputs, projections};
 use super::{CleanOptions, Cleaned, Pixels, run};
@@ -306,7 +306,13 @@ fn a_batchnorm_after_a_convolution_joins_it() {
     let mut b = Build::new(16);
     let x = b.input(&[3, 8, 8]);
     let (w, bias) = (b.weights(&[6, 3, 2, 2], 0.3), b.weights(&[6], 0.3));
-    let conv = Op::Conv2d { strides: [2, 2], pads: [1, 0, 1, 0], dilations: [1, 1], groups: 1 };
+    let conv = Op::Conv2d {
+        strides: [2, 2],
+        pads: [1, 0, 1, 0],
+        dilations: [1, 1],
+        groups: 1,
+        layout: ImageLayout::ChannelsFirst,
+    };
     let y = b.op(conv, &[x, w, bias]);
     let (scale, shift) = (b.weights(&[1, 6, 1, 1], 1.0), b.weights(&[6, 1, 1], 1.0));
     let y = b.mul(y, scale);
@@ -369,7 +375,7 @@ fn constants_fold_and_debris_goes() {
 fn patches(b: &mut Build, pads: [usize; 4]) -> ValueId {
     let x = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, 8, 8])));
     let (w, bias) = (b.weights(&[6, 3, 4, 4], 0.2), b.weights(&[6], 0.3));
-    let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1 };
+    let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1, layout: ImageLayout::ChannelsFirst };
     b.op(conv, &[x, w, bias])
 }
 

@@ -1,7 +1,7 @@
 //! Chains of elementwise ops, and the lane program that a chain is.
 
 use vitc_ir::lane::{Access, Input, Inst, Program, Reg, Width};
-use vitc_ir::{Def, Elem, Module, Node, Op, TensorType, ValueId};
+use vitc_ir::{Def, Elem, ImageLayout, Module, Node, Op, TensorType, ValueId};
 
 use super::{channel_access, lane_const};
 
@@ -57,21 +57,24 @@ fn head(module: &Module, node: &Node) -> Option<ValueId> {
             .operands
             .iter()
             .copied()
-            .find(|&v| module.ty(v).shape == module.ty(node.result).shape && elementwise(module, node, v, false)),
+            .find(|&v| module.ty(v).shape == module.ty(node.result).shape && elementwise(module, node, v, None)),
     }
 }
 
 /// Whether `next` may follow in a chain that began at `first`, consuming `value`.
 fn continues(module: &Module, first: &Node, next: &Node, value: ValueId) -> bool {
-    let convolution = matches!(first.op, Op::IntConv2d { .. });
+    let convolution = match first.op {
+        Op::IntConv2d { layout, .. } => Some(layout),
+        _ => None,
+    };
     module.ty(value).shape == module.ty(next.result).shape && elementwise(module, next, value, convolution)
 }
 
-/// Whether the op works element by element on `value`, with extras that a lane program can index. `convolution`: channels are
-/// dimension 1 rather than the last.
-fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: bool) -> bool {
+/// Whether the op works element by element on `value`, with extras that a lane program can index. `convolution`: what the
+/// value is a convolution's sums in; its channels need not be the last dimension.
+fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: Option<ImageLayout>) -> bool {
     let shape = &module.ty(value).shape;
-    let channel_axis = if convolution { 1 } else { shape.rank().saturating_sub(1) };
+    let channel_axis = convolution.map_or(shape.rank().saturating_sub(1), ImageLayout::channel);
     let constant = |i: usize| module.const_of(node.operands[i]);
     match &node.op {
         Op::IntRequant { axis, .. } | Op::IntRequant15 { axis, .. } => {
@@ -81,7 +84,7 @@ fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: bool) 
             let exact = !high || constant(1).is_some_and(|c| c.ints().iter().all(|&m| m != i16::MIN.into()));
             fits && exact && node.operands[0] == value
         }
-        Op::IntRequantRows { .. } => !convolution && node.operands[0] == value,
+        Op::IntRequantRows { .. } => convolution.is_none() && node.operands[0] == value,
         Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),
         Op::IntClamp { .. } => true,
         Op::IntAdd { .. } => node.operands.contains(&value),

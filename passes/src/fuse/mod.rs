@@ -6,6 +6,7 @@
 //! becomes one `fused.attention`, before chains are looked for.
 
 mod attention;
+mod borders;
 mod chain;
 pub mod lanes;
 mod patches;
@@ -51,14 +52,14 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
         fuse.target.output(output.name.clone(), value);
     }
     let mut fired = fuse.fired;
-    Ok((cut_patches(fuse.target, &mut fired), fired))
+    Ok((prepare_convolutions(fuse.target, &mut fired), fired))
 }
 
-/// Convolutions over patches as matrix products.
-fn cut_patches(module: Module, fired: &mut BTreeMap<String, usize>) -> Module {
+/// Convolutions over patches as matrix products, others without borders.
+fn prepare_convolutions(module: Module, fired: &mut BTreeMap<String, usize>) -> Module {
     let mut counts = Fired::new();
     let mut draft = Draft::new(module);
-    draft.saturate(patches::RULES, usize::MAX, &mut counts);
+    draft.saturate(&[patches::RULES, borders::RULES].concat(), usize::MAX, &mut counts);
     if counts.is_empty() {
         return draft.into_module();
     }
@@ -162,11 +163,12 @@ impl Fuse<'_> {
         let lane = LaneName(self.target.lane(&base, program));
         let op = match &head.op {
             Op::IntMatMul { a_zero, b_zero } => Op::FusedMatMul { a_zero: *a_zero, b_zero: *b_zero, lane, to },
-            Op::IntConv2d { strides, pads, dilations, groups, x_zero } => Op::FusedConv2d {
+            Op::IntConv2d { strides, pads, dilations, groups, layout, x_zero } => Op::FusedConv2d {
                 strides: *strides,
                 pads: *pads,
                 dilations: *dilations,
                 groups: *groups,
+                layout: *layout,
                 x_zero: *x_zero,
                 lane,
                 to,

@@ -5,7 +5,7 @@
 //! are an index map that the product reads through. The same integers are multiplied and added, so not a bit changes.
 
 use vitc_ir::lane::Access;
-use vitc_ir::{Const, Dim, Elem, Op, Quant, Shape, TensorType, ValueId};
+use vitc_ir::{Const, Dim, Elem, ImageLayout, Op, Quant, Shape, TensorType, ValueId};
 
 use crate::clean::draft::{Draft, Rule};
 
@@ -17,7 +17,7 @@ fn patches(d: &mut Draft, n: usize) -> Option<ValueId> {
     let node = d.node(n);
     let Op::Transpose { perm } = &node.op else { return None };
     let conv = d.def(node.operands[0]).filter(|_| perm[..] == [0, 2, 3, 1] && d.used_once(node.operands[0]))?;
-    let Op::FusedConv2d { strides, pads: [0, 0, 0, 0], dilations: [1, 1], groups: 1, x_zero, lane, to } =
+    let Op::FusedConv2d { strides, pads: [0, 0, 0, 0], dilations: [1, 1], groups: 1, layout, x_zero, lane, to } =
         d.node(conv).op.clone()
     else {
         return None;
@@ -31,7 +31,7 @@ fn patches(d: &mut Draft, n: usize) -> Option<ValueId> {
     let [depth, channels, height, width] = w.ty.shape.as_fixed()?[..] else { return None };
     let x = d.shape(operands[0]).0.clone();
     let (rows, columns) = (whole(x[2], height)?, whole(x[3], width)?);
-    if strides != [height, width] {
+    if strides != [height, width] || layout != ImageLayout::ChannelsFirst {
         return None;
     }
     let weights = transposed(w, depth, channels * height * width);
@@ -72,7 +72,7 @@ module "patches" stage integerize {
   const @b : tensor<3xi32> = [100, -2000, 30]
   const @m : tensor<3xi32> = [1073741824, 1610612736, 1342177280]
   graph (%x: tensor<Nx2x4x6xu8, q(0x1p-5, 3)>) -> (%2 "y") {
-    %0 = int.conv2d %x, @w, @b {strides = [2, 3], pads = [0, 0, 0, 0], dilations = [1, 1], groups = 1, x_zero = 3} : tensor<Nx3x2x2xi32, q(0x1p-11, 0)>
+    %0 = int.conv2d %x, @w, @b {strides = [2, 3], pads = [0, 0, 0, 0], dilations = [1, 1], groups = 1, layout = nchw, x_zero = 3} : tensor<Nx3x2x2xi32, q(0x1p-11, 0)>
     %1 = int.requant %0, @m {axis = 1, x_zero = 0, shift = 35, zero_point = 0, to = i16} : tensor<Nx3x2x2xi16, q(0x1p-6, 0)>
     %2 = transpose %1 {perm = [0, 2, 3, 1]} : tensor<Nx2x2x3xi16, q(0x1p-6, 0)>
   }

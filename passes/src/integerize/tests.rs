@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use vitc_ir::attr::GeluForm;
 use vitc_ir::eval::{self, Data, Tensor};
-use vitc_ir::{Const, Elem, Module, Op, Quant, Real, Shape, Stage, TensorType, ValueId};
+use vitc_ir::{Const, Elem, ImageLayout, Module, Op, Quant, Real, Shape, Stage, TensorType, ValueId};
 
 use super::rule::Exactness;
 use super::sample::Normal;
@@ -136,7 +136,13 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
         }
         "sink-conv2d" | "sink-conv2d-bias" => {
             let (x, w) = (b.bytes(&[1, 3, 8, 8]), b.weights(&[n, 3, 3, 3], 0));
-            let op = Op::Conv2d { strides: [2, 2], pads: [1, 1, 0, 1], dilations: [1, 1], groups: 1 };
+            let op = Op::Conv2d {
+                strides: [2, 2],
+                pads: [1, 1, 0, 1],
+                dilations: [1, 1],
+                groups: 1,
+                layout: ImageLayout::ChannelsFirst,
+            };
             let mut operands = vec![x, w];
             if rule.ends_with("bias") {
                 operands.push(b.floats("bias", n));

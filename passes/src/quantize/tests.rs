@@ -1,7 +1,7 @@
 //! Calibration and quantization on small transformer blocks by hand.
 
 use vitc_ir::eval::{Data, Tensor};
-use vitc_ir::{Diagnostic, Elem, Module, Op, Stage, ValueId};
+use vitc_ir::{Diagnostic, Elem, ImageLayout, Module, Op, Stage, ValueId};
 
 use super::{Calibration, Observer, QuantOptions, observe, run};
 use crate::clean::testing::{Build, batched, count, inputs, outputs, sqnr};
@@ -42,7 +42,7 @@ fn transformer(options: &CleanOptions, pads: [usize; 4]) -> Module {
     let size = 12 - pads[0] - pads[2];
     let image = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, size, size])));
     let (w, bias) = (b.weights(&[WIDTH, 3, 4, 4], 0.15), b.weights(&[WIDTH], 0.1));
-    let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1 };
+    let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1, layout: ImageLayout::ChannelsFirst };
     let x = b.op(conv, &[image, w, bias]);
     let x = b.reshape(x, &[WIDTH, TOKENS - 1]);
     let x = b.transpose(x, &[0, 2, 1]);

@@ -1,6 +1,7 @@
-//! The second room: every type inferred again and checked, movement in normal form, dead code gone.
+//! The second room: every type inferred again and checked, images with channels last, movement in normal form, dead code gone.
 
 mod groups;
+mod images;
 pub(crate) mod movement;
 
 use vitc_ir::{Diagnostic, Diagnostics, Module, Stage};
@@ -11,7 +12,8 @@ use crate::clean::draft::{Draft, Fired};
 pub fn run(module: &Module) -> Result<Module, Diagnostics> {
     check_types(module)?;
     let mut draft = Draft::new(module.clone());
-    draft.saturate(movement::RULES, firing_limit(module), &mut Fired::new());
+    let rules = [images::RULES, movement::RULES].concat();
+    draft.saturate(&rules, firing_limit(module), &mut Fired::new());
     let settled = draft.finish(Stage::Shape);
     check_types(&settled)?;
     Ok(settled)

@@ -1,6 +1,6 @@
 //! Matrix products and convolutions.
 
-use vitc_ir::{Dim, Op, Shape, ValueId};
+use vitc_ir::{Dim, ImageLayout, Op, Shape, ValueId};
 
 use super::Table;
 use crate::call::Call;
@@ -159,7 +159,13 @@ pub(super) fn conv_op(window: &Window, groups: usize) -> Fallible<Op> {
         [(top, bottom), (left, right)] => [top, left, bottom, right],
         _ => return Err(unsupported("only one or two spatial dimensions are supported")),
     };
-    Ok(Op::Conv2d { strides: pair(&window.strides, 1)?, pads, dilations: pair(&window.dilations, 1)?, groups })
+    Ok(Op::Conv2d {
+        strides: pair(&window.strides, 1)?,
+        pads,
+        dilations: pair(&window.dilations, 1)?,
+        groups,
+        layout: ImageLayout::ChannelsFirst,
+    })
 }
 
 fn conv(call: &mut Call<'_, '_>) -> Fallible<()> {

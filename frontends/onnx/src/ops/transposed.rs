@@ -1,6 +1,6 @@
 //! Transposed convolution: zeros are put between the elements, then it is a convolution with the kernel turned round.
 
-use vitc_ir::{Dim, Op, Real, Shape, ValueId};
+use vitc_ir::{Dim, ImageLayout, Op, Real, Shape, ValueId};
 
 use super::Table;
 use super::index::slice_axis;
@@ -62,7 +62,8 @@ fn conv_transpose(call: &mut Call<'_, '_>) -> Fallible<()> {
         _ => return Err(unsupported("only one or two spatial dimensions are supported")),
     };
     let operands: Vec<ValueId> = [x, w].into_iter().chain(bias).collect();
-    let y = call.push(Op::Conv2d { strides: [1, 1], pads, dilations, groups }, &operands)?;
+    let y = call
+        .push(Op::Conv2d { strides: [1, 1], pads, dilations, groups, layout: ImageLayout::ChannelsFirst }, &operands)?;
     let value = from_image(call, y, rank)?;
     call.give_value(value);
     Ok(())

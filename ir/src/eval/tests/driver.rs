@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::attr::GeluForm;
+use crate::attr::{GeluForm, ImageLayout};
 use crate::layout::Layout;
 use crate::types::{Dim, Real};
 
@@ -117,7 +117,8 @@ fn deit_tiny() -> Module {
     let mut m = Module::new("deit", Stage::Clean);
     let image = m.input("image", TensorType::f32(batched(&[3, 224, 224])));
     let (w, b) = (weight(&mut m, &[192, 3, 16, 16]), weight(&mut m, &[192]));
-    let patches = Op::Conv2d { strides: [16, 16], pads: [0; 4], dilations: [1, 1], groups: 1 };
+    let layout = ImageLayout::ChannelsFirst;
+    let patches = Op::Conv2d { strides: [16, 16], pads: [0; 4], dilations: [1, 1], groups: 1, layout };
     let push = |m: &mut Module, op: Op, operands: &[ValueId]| m.push(op, operands, None).unwrap();
     let x = push(&mut m, patches, &[image, w, b]);
     let x = push(&mut m, Op::Reshape { shape: batched(&[192, 196]) }, &[x]);

@@ -1,7 +1,7 @@
 //! Float ops and the two between floats and integers.
 
 use super::*;
-use crate::attr::GeluForm;
+use crate::attr::{GeluForm, ImageLayout};
 use crate::types::{Quant, Real};
 
 fn wide(t: &Tensor) -> Vec<f64> {
@@ -141,8 +141,8 @@ fn convolutions_follow_the_definition() {
     for (strides, pads, dilations, groups, [c, h, w], o, [kh, kw]) in cases {
         let (x, weight) = (wave(&[2, c, h, w]), wave(&[o, c / groups, kh, kw]));
         let bias = wave(&[o]);
-        let y =
-            eval(Op::Conv2d { strides, pads, dilations, groups }, &[x.clone(), weight.clone(), bias.clone()]).unwrap();
+        let op = |layout| Op::Conv2d { strides, pads, dilations, groups, layout };
+        let y = eval(op(ImageLayout::ChannelsFirst), &[x.clone(), weight.clone(), bias.clone()]).unwrap();
         let (wx, ww, wb) = (wide(&x), wide(&weight), wide(&bias));
         let mut want = Vec::new();
         for (image, out, oy, ox) in grid([2, o, y.shape[2], y.shape[3]]) {
@@ -159,6 +159,8 @@ fn convolutions_follow_the_definition() {
             want.push(sum);
         }
         assert_close(y.as_f32().unwrap(), &want, 1e-5);
+        let last = |t: Tensor| eval(Op::Transpose { perm: vec![0, 2, 3, 1] }, &[t]).unwrap();
+        assert_eq!(eval(op(ImageLayout::ChannelsLast), &[last(x), weight, bias]).unwrap(), last(y));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Integer ops against the formulas of the op table written once more, or against float truth.
 
 use super::*;
+use crate::attr::ImageLayout;
 use crate::types::Real;
 
 fn i32s(values: &[i64]) -> Tensor {
@@ -77,13 +78,21 @@ fn integer_convolutions_equal_float_ones_on_small_numbers() {
         let float =
             |t: &Tensor, zero: i64| Tensor::f32(&t.shape, t.to_ints().iter().map(|v| (v - zero) as f32).collect());
         let biases = Tensor::f32(&[o], bias.iter().map(|&v| v as f32).collect());
-        let want = floats(Op::Conv2d { strides, pads, dilations, groups }, &[float(&x, x_zero), float(&w, 0), biases]);
-        let op = Op::IntConv2d { strides, pads, dilations, groups, x_zero };
-        let got = ints(op, &[x, w, i32s(&bias)]);
-        assert_eq!(got, want.iter().map(|&v| v as i64).collect::<Vec<_>>());
+        for layout in [ImageLayout::ChannelsFirst, ImageLayout::ChannelsLast] {
+            let x = match layout {
+                ImageLayout::ChannelsFirst => x.clone(),
+                ImageLayout::ChannelsLast => spread(Elem::U8, &[2, 6, 7, c]),
+            };
+            let operands = [float(&x, x_zero), float(&w, 0), biases.clone()];
+            let want = floats(Op::Conv2d { strides, pads, dilations, groups, layout }, &operands);
+            let op = Op::IntConv2d { strides, pads, dilations, groups, layout, x_zero };
+            let got = ints(op, &[x, w.clone(), i32s(&bias)]);
+            assert_eq!(got, want.iter().map(|&v| v as i64).collect::<Vec<_>>());
+        }
     }
     let one = |v| Tensor::ints(Elem::I16, &[1, 1, 1, 1], [v]);
-    let op = Op::IntConv2d { strides: [1, 1], pads: [0; 4], dilations: [1, 1], groups: 1, x_zero: -(1 << 16) };
+    let layout = ImageLayout::ChannelsFirst;
+    let op = Op::IntConv2d { strides: [1, 1], pads: [0; 4], dilations: [1, 1], groups: 1, layout, x_zero: -(1 << 16) };
     overflows(op, &[one(32767), one(-32768)]);
 }
 

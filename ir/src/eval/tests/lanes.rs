@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::attr::ImageLayout;
 use crate::attr::LaneName;
 use crate::lane::{Access, Input, Inst, Program};
 
@@ -44,16 +45,20 @@ fn a_fused_product_equals_the_product_and_the_requantize() {
 }
 
 #[test]
-fn the_channel_of_a_convolution_is_dimension_one() {
-    let (x, w) = (spread(Elem::U8, &[2, 3, 5, 4]), spread(Elem::I8, &[6, 3, 2, 2]));
-    let m = Tensor::ints(Elem::I32, &[6], (0..6).map(|i| 1000 - i * 300));
-    let (strides, pads, dilations, groups, x_zero) = ([1, 1], [1, 0, 0, 1], [1, 1], 1, 9);
-    let conv = Op::IntConv2d { strides, pads, dilations, groups, x_zero };
-    let acc = eval(conv, &[x.clone(), w.clone()]).unwrap();
-    let plain = Op::IntRequant { axis: 1, x_zero: 0, shift: 20, zero_point: 0, to: Elem::I16 };
-    let want = eval(plain, &[acc, m.clone()]).unwrap();
-    let op = Op::FusedConv2d { strides, pads, dilations, groups, x_zero, lane: name(), to: Elem::I16 };
-    assert_eq!(fused(op, requant(20, Access::Channel, Elem::I16), &[x, w, m]).unwrap(), want);
+fn the_channel_of_a_convolution_is_where_its_layout_says() {
+    for (layout, axis, shape) in
+        [(ImageLayout::ChannelsFirst, 1, [2, 3, 5, 4]), (ImageLayout::ChannelsLast, 3, [2, 5, 4, 3])]
+    {
+        let (x, w) = (spread(Elem::U8, &shape), spread(Elem::I8, &[6, 3, 2, 2]));
+        let m = Tensor::ints(Elem::I32, &[6], (0..6).map(|i| 1000 - i * 300));
+        let (strides, pads, dilations, groups, x_zero) = ([1, 1], [1, 0, 0, 1], [1, 1], 1, 9);
+        let conv = Op::IntConv2d { strides, pads, dilations, groups, layout, x_zero };
+        let acc = eval(conv, &[x.clone(), w.clone()]).unwrap();
+        let plain = Op::IntRequant { axis, x_zero: 0, shift: 20, zero_point: 0, to: Elem::I16 };
+        let want = eval(plain, &[acc, m.clone()]).unwrap();
+        let op = Op::FusedConv2d { strides, pads, dilations, groups, layout, x_zero, lane: name(), to: Elem::I16 };
+        assert_eq!(fused(op, requant(20, Access::Channel, Elem::I16), &[x, w, m]).unwrap(), want);
+    }
 }
 
 #[test]

@@ -103,14 +103,14 @@ fn sink_conv_bias(m: &mut Match<'_>) -> Option<Id> {
 }
 
 fn conv(m: &mut Match<'_>, bias: Option<&Const>) -> Option<Id> {
-    let Op::Conv2d { strides, pads, dilations, groups } = m.attrs("?m")?.op else { return None };
+    let Op::Conv2d { strides, pads, dilations, groups, layout } = m.attrs("?m")?.op else { return None };
     let (x, w) = (m.ty("?a")?, m.ty("?b")?);
     let (qx, qw) = (x.quant?, w.quant?);
     if qw.zero_point != 0 {
         return None;
     }
-    let quant = product_quant(&qx, &qw, 0, 1)?;
-    let op = Op::IntConv2d { strides, pads, dilations, groups, x_zero: qx.zero_point.into() };
+    let quant = product_quant(&qx, &qw, 0, layout.channel())?;
+    let op = Op::IntConv2d { strides, pads, dilations, groups, layout, x_zero: qx.zero_point.into() };
     let mut operands = vec![m.var("?a")?, m.var("?b")?];
     if let Some(bias) = bias {
         operands.push(accumulator_bias(m, bias, &quant, w.shape.0[0].as_fixed()?)?);
