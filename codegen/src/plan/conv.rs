@@ -5,13 +5,14 @@ use vitc_ir::lane::Access;
 use vitc_ir::{Const, Elem, ImageLayout, Node, Op, Shape};
 
 use super::product::{Numbers, Product, Right, reading, single, zero_points};
-use super::{Call, Lowered, Planner, extent, flat_over, lane_word, product_of, spread};
+use super::{Call, Lowered, Planner, Refusal, extent, flat_over, lane_word, product_of, spread};
 use crate::conv::Conv;
 use crate::depthwise::Depthwise;
 use crate::kernel::Spec;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, View, merge};
 use crate::wide::depthwise::WideDepthwise;
+use crate::wide::gemm::WideGemm;
 use crate::wide::lane::ROW;
 
 /// Attributes of a convolution node.
@@ -38,10 +39,45 @@ impl<M: Backend> Planner<'_, M> {
         }
         let bytes = self.const_of(node.operands[1]).is_some_and(|c| c.ty.elem != Elem::I16);
         let grouped = g.groups > 1 && g.layout == ImageLayout::ChannelsFirst;
+        let panels = bytes && g.groups > 1 && g.pads == [0; 4] && !grouped && self.tier.is_wide();
+        if panels {
+            match self.grouped_panels(node, &g) {
+                Err(Refusal::Reason(_)) => {}
+                done => return done,
+            }
+        }
         if bytes && g.pads == [0; 4] && !grouped {
             return self.window_product(node, &g);
         }
         self.direct_conv(node, &g)
+    }
+
+    /// A convolution of single pixels whose groups panels of a wide product hold side by side.
+    fn grouped_panels(&mut self, node: &Node, g: &Geometry) -> Lowered {
+        let parts = self.parts(node)?;
+        let result = self.module.ty(node.result).clone();
+        let x = self.module.ty(node.operands[0]).clone();
+        let w = self.const_of(node.operands[1]).ok_or("weights are not constant")?.clone();
+        let [outputs, k, 1, 1] = w.ty.shape.as_fixed().ok_or("weights grow with the batch")?[..] else {
+            return Err("a window of more than one pixel".into());
+        };
+        let columns = outputs / g.groups;
+        if !WideGemm::holds_groups(k, columns) || g.strides != [1, 1] {
+            return Err("groups that do not fit panels".into());
+        }
+        let (a_buffer, a) = self.operand(node.operands[0])?;
+        single(&a.dims[3])?;
+        let out = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
+        let mut builder = Product::new(&result.shape, &[0, 1, 2], 3, 1);
+        builder.push(&a, x.elem, Columns::Same);
+        builder.push(&out, result.elem, Columns::of(&out.flat(3..4))?);
+        let plain: Vec<u8> = (0..k * outputs).map(|i| w.data[i % outputs * k + i / outputs]).collect();
+        let right = Right::Weights { bytes: plain.into(), layout: None, elem: w.ty.elem, nibbles: false };
+        let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
+        let zeros = zero_points(x.elem, g.x_zero, w.ty.elem, 0)?;
+        let numbers = Numbers { k, n: outputs, zeros, macs, channel: 3, group: Some(columns) };
+        let reading = reading(&[Factor { size: k.into(), stride: single(&a.dims[3])? }], k)?;
+        self.gemm(node, parts, builder, (a_buffer, right), numbers, reading)
     }
 
     /// A product, or one for each group: rows are output positions, k runs over the window.
@@ -94,7 +130,7 @@ impl<M: Backend> Planner<'_, M> {
         };
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
         let reading = reading(&window, k)?;
-        self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel }, reading)
+        self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel, group: None }, reading)
     }
 
     /// Whether each channel is convolved by itself, in bytes that lie pixel by pixel.

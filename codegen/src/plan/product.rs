@@ -86,7 +86,7 @@ impl<M: Backend> Planner<'_, M> {
         };
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
         let reading = reading(&a_view.flat(rank - 1..rank), k)?;
-        let numbers = Numbers { k, n, zeros, macs, channel: rank - 1 };
+        let numbers = Numbers { k, n, zeros, macs, channel: rank - 1, group: None };
         self.gemm(node, parts, builder, (a_buffer, right), numbers, reading)
     }
 
@@ -158,6 +158,7 @@ impl<M: Backend> Planner<'_, M> {
                 let packing = Packing { layout: wide.layout(), depth: wide.depth() };
                 Made { name: wide.name(&word), spec: Spec::WideGemm(wide), items, grain, packing, bias, offer }
             }
+            None if n.group.is_some() => return Err("groups are side by side only in wide panels".into()),
             None => {
                 let packing = Packing { layout: Layout::Dot4 { columns: crate::gemm::PANEL }, depth: n.k };
                 let (name, grain) = (gemm.name(&word), gemm.grain());
@@ -196,7 +197,9 @@ impl<M: Backend> Planner<'_, M> {
         let bias = self.take_bias(&mut gemm.lane.program, extras, gemm.n);
         let constants = extras.iter().map(|&v| self.const_of(v).is_some()).collect();
         let wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
-        let Some(mut wide) = wide else { return Ok(None) };
+        let Some(mut wide) = wide.filter(|wide| n.group.is_none() || !wide.is_copied()) else { return Ok(None) };
+        wide.group = n.group;
+        wide.tiles &= n.group.is_none();
         wide.nibbles = self.streams_nibbles(right, n, choice);
         wide.copied_bytes = choice.copied_bytes.unwrap_or_else(|| copied_bytes(core));
         if let (true, Ok(apart)) = (wide.is_copied(), apart) {
@@ -380,6 +383,8 @@ pub(super) struct Numbers {
     pub macs: u64,
     /// Dimension of the result that channels run along.
     pub channel: usize,
+    /// Columns of a group that panels hold side by side, see [`WideGemm::group`].
+    pub group: Option<usize>,
 }
 
 impl Numbers {

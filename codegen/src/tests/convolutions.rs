@@ -68,6 +68,18 @@ fn groups() {
     }
 }
 
+/// Groups of as many channels as vectors of sums hold side by side.
+#[test]
+fn groups_in_panels() {
+    let pointwise = Window { c: 96, o: 96, size: 4, k: 1, strides: [1, 1], groups: 6, ..PLAIN };
+    conv(&pointwise, ChannelsLast, Elem::U8);
+    conv(&pointwise, ChannelsLast, Elem::I8);
+    conv(&Window { c: 24, o: 48, groups: 3, ..pointwise.clone() }, ChannelsLast, Elem::U8);
+    conv(&Window { c: 96, o: 96, groups: 3, ..pointwise.clone() }, ChannelsLast, Elem::U8);
+    conv(&Window { c: 40, o: 128, groups: 2, ..pointwise.clone() }, ChannelsLast, Elem::U8);
+    conv(&Window { c: 12, o: 32, groups: 2, ..pointwise }, ChannelsLast, Elem::U8);
+}
+
 /// Kernels that work channel by channel: channels that do and do not fill vectors, borders on each side, images of one
 /// column, kernels larger than the image.
 #[test]

@@ -215,3 +215,42 @@ fn rows_run_in_leaves() {
         assert!(leaf("map").contains("vpsrad zmm"));
     }
 }
+
+/// Look-ups of 16-bit entries: stored as they are, and used further.
+#[test]
+fn tables_of_halves() {
+    for n in [20, 64, 104] {
+        let mut m = module();
+        let mut r = Random(9);
+        let x = input(&mut m, Elem::U8, batched(&[5, n]));
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[n, n], -128, 127);
+        let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+        let table = random_constant(&mut m, &mut r, Elem::I16, &[256], -0x8000, 0x7fff);
+        let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::I16, Access::Table)];
+        let insts = vec![
+            Inst::Load(0),
+            Inst::Load(1),
+            Inst::MulWide(0, 1),
+            Inst::RoundShr(2, 40),
+            Inst::Truncate(3),
+            Inst::Clamp(4, 0, 255),
+            Inst::Table { input: 2, index: 5, bias: 0 },
+        ];
+        let stored = lane(&mut m, &inputs, insts.clone(), Elem::I16);
+        let product = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: stored, to: Elem::I16 };
+        let y = node(&mut m, product, &[x, w, scale, table]);
+        m.output("stored", y);
+        let mut further = insts;
+        further.extend([Inst::Load(3), Inst::Add(6, 7)]);
+        let inputs = [&inputs[..], &[(Elem::I16, Access::Element)]].concat();
+        let added = lane(&mut m, &inputs, further, Elem::I16);
+        let product = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: added, to: Elem::I16 };
+        let z = node(&mut m, product, &[x, w, scale, table, y]);
+        m.output("added", z);
+        let inputs = [(Elem::U8, Access::Element), (Elem::I16, Access::Table)];
+        let map = lane(&mut m, &inputs, vec![Inst::Load(0), Inst::Table { input: 1, index: 0, bias: 0 }], Elem::I16);
+        let shape = batched(&[5, n]);
+        let y = node(&mut m, Op::FusedMap { shape, lane: map, to: Elem::I16 }, &[x, table]);
+        check(&mut m, y, 3, &[]);
+    }
+}

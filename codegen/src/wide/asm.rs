@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, AsmRegisterK, AsmRegisterXmm, AsmRegisterZmm, CodeAssembler, CodeLabel, registers,
+    AsmMemoryOperand, AsmRegister64, AsmRegisterK, AsmRegisterXmm, AsmRegisterYmm, AsmRegisterZmm, CodeAssembler,
+    CodeLabel, registers,
 };
 use iced_x86::{IcedError, Register};
 
@@ -123,6 +124,11 @@ impl Asm {
 /// Vector register `n`.
 pub(crate) fn z(n: u8) -> AsmRegisterZmm {
     registers::zmm::get_zmm(Register::ZMM0 + u32::from(n)).expect("one of 32")
+}
+
+/// The low half of vector register `n`.
+pub(crate) fn y(n: u8) -> AsmRegisterYmm {
+    registers::ymm::get_ymm(Register::YMM0 + u32::from(n)).expect("one of 32")
 }
 
 /// The low quarter of vector register `n`.

@@ -54,6 +54,8 @@ pub(super) struct Tile {
     pub steps: usize,
     /// First row of a, and bytes from row to row.
     pub a: (AsmRegister64, i64),
+    /// Bytes of a row of a from the k of the first vector of b to those of each: none, but where groups lie side by side.
+    pub offsets: [i64; VECTORS],
     /// First vector of b.
     pub b: AsmRegister64,
     pub right: Right,
@@ -111,11 +113,16 @@ impl Tile {
                 NIBBLES.group(asm, (r11, from), (to, nibbles::GROUP * step as i64), lines)?;
             }
         }
+        let mut splats = SPLAT.into_iter().cycle();
         for row in 0..self.rows {
-            let splat = z(SPLAT[row % 2]);
-            asm.c.vpbroadcastd(splat, dword_ptr(at(r10, row as i64 * self.a.1 + 4 * step as i64)))?;
+            let mut splat = SPLAT[0];
             for v in 0..self.vectors {
-                asm.c.vpdpbusd(z(sum(row, v)), splat, z(RIGHT + v as u8))?;
+                if v == 0 || self.offsets[v] != self.offsets[v - 1] {
+                    splat = splats.next().unwrap_or(splat);
+                    let from = row as i64 * self.a.1 + 4 * step as i64 + self.offsets[v];
+                    asm.c.vpbroadcastd(z(splat), dword_ptr(at(r10, from)))?;
+                }
+                asm.c.vpdpbusd(z(sum(row, v)), z(splat), z(RIGHT + v as u8))?;
             }
         }
         Ok(())

@@ -108,6 +108,8 @@ pub(crate) struct WideGemm {
     pub tiles: bool,
     /// Whether the weights lie two to a byte in memory.
     pub nibbles: bool,
+    /// Columns that share k elements of a row, the next ones the next k: groups of a convolution. All share all without.
+    pub group: Option<usize>,
     /// Whether threads share panels of columns instead of rows; then there is one loop over rows at most.
     pub by_columns: bool,
     /// Bytes of copied rows at a time.
@@ -147,6 +149,7 @@ impl WideGemm {
             constants,
             tiles: unit == Unit::Tiles,
             nibbles: false,
+            group: None,
             by_columns: false,
             copied_bytes: 0,
         })
@@ -157,9 +160,19 @@ impl WideGemm {
         if self.tiles { tiles::BLOCK } else { TILE }
     }
 
+    /// Whether panels can hold groups of so many columns and rows of k elements of each: no vector of sums has two.
+    pub(crate) fn holds_groups(k: usize, columns: usize) -> bool {
+        matches!(columns, 16 | 32 | 64) && k.is_multiple_of(4)
+    }
+
+    /// Bytes of a row from those of a panel's first column to those of column `column`.
+    fn group_offset(&self, column: usize) -> i64 {
+        self.group.map_or(0, |columns| (column / columns * self.k) as i64)
+    }
+
     /// Whether threads could share columns: one loop over rows, and more than one panel.
     pub(crate) fn has_columns_to_share(&self) -> bool {
-        self.sizes.len() <= 1 && self.n > PANEL
+        self.group.is_none() && self.sizes.len() <= 1 && self.n > PANEL
     }
 
     /// K as the leaves see it, padded with zeros to whole steps.
@@ -208,7 +221,11 @@ impl WideGemm {
 
     /// `gemm_u8s8_<lane>__k192n768`.
     pub(crate) fn name(&self, lane: &str) -> String {
-        let copied = if self.is_copied() { "_copy" } else { "" };
+        let copied = match (self.group, self.is_copied()) {
+            (Some(_), _) => "_groups",
+            (None, true) => "_copy",
+            (None, false) => "",
+        };
         let b = if self.nibbles { "s4" } else { "s8" };
         format!("gemm_{}{b}{lane}{copied}__k{}n{}", self.a.elem.name().replace('i', "s"), self.k, self.n)
     }
@@ -429,6 +446,7 @@ impl WideGemm {
         let columns = PANEL as i64;
         let mut steps = vec![(Slot::B, self.panel_bytes()), (Slot::Out, self.out.column_stride() * columns)];
         steps.push((Slot::Corrections, 4 * columns));
+        steps.push((Slot::A, self.group_offset(PANEL)));
         steps.extend(self.extras.iter().enumerate().map(|(i, o)| (Slot::Extra(i), o.column_stride() * columns)));
         for (at, bytes) in steps {
             if bytes != 0 {
@@ -463,7 +481,8 @@ impl WideGemm {
     /// Sums over all of k.
     fn products(&self, asm: &mut Asm, rows: usize, vectors: usize, right: Right) -> Assembled {
         let (a, steps) = ((rcx, self.a_stride()), self.depth() / 4);
-        let tile = Tile { rows, vectors, steps, a, b: rdx, right, fetch: Some(rbx) };
+        let offsets = std::array::from_fn(|v| self.group_offset(v * LANES));
+        let tile = Tile { rows, vectors, steps, a, offsets, b: rdx, right, fetch: Some(rbx) };
         if right == Right::Bytes {
             return tile.multiply(asm);
         }

@@ -37,7 +37,7 @@ use iced_x86::code_asm::{
 use vitc_ir::Elem;
 use vitc_ir::lane::{Inst, Reg};
 
-use super::asm::{Asm, Assembled, Fault, at, k, x, z};
+use super::asm::{Asm, Assembled, Fault, at, k, x, y, z};
 use crate::lane::{Held, I32_RANGE, Interval, LaneSpec, fit};
 
 /// Elements of a vector.
@@ -85,11 +85,11 @@ pub(crate) struct Group<'g> {
 /// Whether the compiler knows all that the program does.
 pub(crate) fn is_supported(spec: &LaneSpec) -> bool {
     let known = |e: Elem| matches!(e, Elem::U8 | Elem::I8 | Elem::I16 | Elem::I32);
-    let byte_tables = spec.program.insts.iter().all(|i| match *i {
-        Inst::Table { input, .. } => spec.program.inputs[input as usize].elem.bytes() == 1,
+    let narrow_tables = spec.program.insts.iter().all(|i| match *i {
+        Inst::Table { input, .. } => spec.program.inputs[input as usize].elem.bytes() <= 2,
         _ => true,
     });
-    byte_tables && known(spec.program.output) && spec.program.inputs.iter().all(|i| known(i.elem))
+    narrow_tables && known(spec.program.output) && spec.program.inputs.iter().all(|i| known(i.elem))
 }
 
 /// Sets the mask registers up: the fixed ones, and those of rows of `columns` elements. Clobbers rax.
@@ -156,6 +156,13 @@ enum Source {
 /// Emits an instruction on two operands.
 type Emitter<'e> = &'e dyn Fn(&mut Asm, AsmRegisterZmm, AsmRegisterZmm, Source) -> Result<(), IcedError>;
 
+/// The registers of 64 entries of a table, in the order of the elements: all of them, or two halves.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Bytes(u8),
+    Halves([u8; 2]),
+}
+
 /// The value of an instruction and how often it is still read.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -177,8 +184,8 @@ struct Code<'c> {
     group: &'c Group<'c>,
     intervals: Vec<Interval>,
     free: Vec<u8>,
-    /// The 64 bytes that a look-up gave.
-    looked_up: Vec<Option<u8>>,
+    /// What a look-up gave.
+    looked_up: Vec<Option<Found>>,
     /// Of the stage at hand: constants that join the rounding half of a shift, and the sums they make superfluous.
     joined: Vec<Joined>,
     /// Values of the stage and vector at hand.
@@ -196,11 +203,14 @@ impl Code<'_> {
             let index = self.unclamped(index, (bias, bias + 255));
             let words = self.stage(index as usize, (bias, bias + 255), self.reads_registers_after(i))?;
             let bytes = self.index_bytes(&words, bias)?;
-            let found = self.look_up(input as usize, bytes)?;
-            self.looked_up[i] = Some(found);
+            self.looked_up[i] = Some(match self.spec.program.inputs[input as usize].elem {
+                Elem::I16 => Found::Halves(self.look_up_halves(input as usize, bytes)?),
+                _ => Found::Bytes(self.look_up(input as usize, bytes)?),
+            });
         }
         match self.looked_up[last] {
-            Some(bytes) if self.spec.last_table().is_some() => self.store_bytes(bytes),
+            Some(Found::Bytes(bytes)) if self.spec.last_table().is_some() => self.store_bytes(bytes),
+            Some(Found::Halves(halves)) if self.spec.program.output == Elem::I16 => self.store_found_halves(halves),
             _ => {
                 let range = self.spec.program.output.range().expect("results are integers");
                 if let Some((value, residual)) = self.residual() {
@@ -404,8 +414,8 @@ impl Code<'_> {
     }
 
     fn inst(&mut self, i: usize, inst: &Inst, vector: usize, again: bool) -> Assembled<Value> {
-        if let Some(bytes) = self.looked_up[i] {
-            return self.looked_up_words(i, bytes, vector);
+        if let Some(found) = self.looked_up[i] {
+            return self.looked_up_words(i, found, vector);
         }
         let result = self.intervals[i];
         match *inst {

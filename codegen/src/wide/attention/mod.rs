@@ -168,6 +168,7 @@ impl WideAttention {
             constants: vec![false; lane.program.inputs.len() - 1],
             tiles: true,
             nibbles: false,
+            group: None,
             by_columns: false,
             copied_bytes: 0,
         };

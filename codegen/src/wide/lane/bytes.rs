@@ -34,9 +34,62 @@ impl Code<'_> {
         Ok(bytes)
     }
 
-    pub(super) fn looked_up_words(&mut self, i: usize, bytes: u8, vector: usize) -> Assembled<Value> {
+    /// Each byte's 16-bit entry, of the first and of the second 32 bytes: one of 64 entries four times, of which two bits of the
+    /// byte choose.
+    pub(super) fn look_up_halves(&mut self, input: usize, bytes: u8) -> Assembled<[u8; 2]> {
+        let Feed::Table(table) = self.group.inputs[input] else { unreachable!("a look-up names a table") };
+        let entries = |i: i64| zmmword_ptr(at(table, 64 * i));
+        let index = self.take()?;
+        let mut halves = [0; 2];
+        for half in 0..self.group.columns.div_ceil(32) {
+            let found = [self.take()?, self.take()?, self.take()?, self.take()?];
+            self.asm.c.vextracti64x4(y(index), z(bytes), half as u32)?;
+            self.asm.c.vpmovzxbw(z(index), y(index))?;
+            for (&n, quarter) in found.iter().zip(0..) {
+                self.asm.c.vmovdqu64(z(n), entries(2 * quarter))?;
+                self.asm.c.vpermt2w(z(n), z(index), entries(2 * quarter + 1))?;
+            }
+            // Bits 6 and 7 of the byte, each as the sign of a word.
+            let bit = self.take()?;
+            self.asm.c.vpsllw(z(bit), z(index), 9)?;
+            self.asm.c.vpmovw2m(k(COMPARED), z(bit))?;
+            self.asm.c.vpblendmw(z(found[0]).k1(), z(found[0]), z(found[1]))?;
+            self.asm.c.vpblendmw(z(found[2]).k1(), z(found[2]), z(found[3]))?;
+            self.asm.c.vpsllw(z(bit), z(index), 8)?;
+            self.asm.c.vpmovw2m(k(COMPARED), z(bit))?;
+            self.asm.c.vpblendmw(z(found[0]).k1(), z(found[0]), z(found[2]))?;
+            halves[half] = found[0];
+            self.free.extend(&found[1..]);
+            self.free.push(bit);
+        }
+        self.free.extend([index, bytes]);
+        Ok(halves)
+    }
+
+    /// Stores 16-bit entries as they are.
+    pub(super) fn store_found_halves(&mut self, halves: [u8; 2]) -> Assembled {
+        for (i, &n) in halves.iter().enumerate().take(self.group.columns.div_ceil(32)) {
+            let to = zmmword_ptr(at(self.group.out.0, self.group.out.1 + 64 * i as i64));
+            if self.group.columns < (i + 1) * 32 {
+                self.asm.c.vmovdqu16(to.k3(), z(n))?;
+            } else {
+                self.asm.c.vmovdqu64(to, z(n))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn looked_up_words(&mut self, i: usize, found: Found, vector: usize) -> Assembled<Value> {
         let Inst::Table { input, .. } = self.spec.program.insts[i] else { unreachable!("only look-ups are kept") };
         let n = self.take()?;
+        let bytes = match found {
+            Found::Bytes(bytes) => bytes,
+            Found::Halves(halves) => {
+                self.asm.c.vextracti64x4(y(n), z(halves[vector / 2]), (vector % 2) as u32)?;
+                self.asm.c.vpmovsxwd(z(n), y(n))?;
+                return Ok(temporary(n));
+            }
+        };
         self.asm.c.vextracti32x4(x(n), z(bytes), vector as u32)?;
         match self.spec.program.inputs[input as usize].elem {
             Elem::I8 => self.asm.c.vpmovsxbd(z(n), x(n))?,
