@@ -212,3 +212,48 @@ fn transpose_above_regroup(d: &mut Draft, n: usize) -> Option<ValueId> {
     let v = d.push(Op::Transpose { perm }, &[v], loc)?;
     d.push(Op::Reshape { shape }, &[v], reshape_loc)
 }
+
+#[cfg(test)]
+mod tests {
+    use vitc_ir::{ImageLayout, Op, ValueId};
+
+    use crate::clean::testing::{Build, count, difference, inputs, outputs};
+
+    fn conv(b: &mut Build, x: ValueId, w: &[usize; 4], stride: usize, groups: usize) -> ValueId {
+        let weights = b.weights(w, 0.2);
+        let op = Op::Conv2d {
+            strides: [stride; 2],
+            pads: [w[2] / 2; 4],
+            dilations: [1, 1],
+            groups,
+            layout: ImageLayout::ChannelsFirst,
+        };
+        b.op(op, &[x, weights])
+    }
+
+    #[test]
+    fn only_the_image_is_transposed() {
+        let mut b = Build::new(3);
+        let x = b.input(&[3, 8, 10]);
+        let stem = conv(&mut b, x, &[16, 3, 3, 3], 2, 1);
+        let stem = b.op(Op::HardSwish {}, &[stem]);
+        let y = conv(&mut b, stem, &[16, 1, 3, 3], 1, 16);
+        let offset = b.weights(&[1, 16, 1, 1], 1.0);
+        let y = b.add(y, offset);
+        let y = b.add(y, stem);
+        let y = conv(&mut b, y, &[32, 16, 1, 1], 2, 1);
+        let (a, c) = (b.slice(y, 1, 0, 8), b.slice(y, 1, 16, 8));
+        let y = b.op(Op::Concat { axis: 1 }, &[a, c]);
+        let heads = b.reshape(y, &[2, 8, 6]);
+        let heads = b.transpose(heads, &[0, 1, 3, 2]);
+        let pooled = b.op(Op::ReduceMean { axes: vec![2, 3], keep: false }, &[y]);
+        b.m.output("heads", heads);
+        b.m.output("pooled", pooled);
+        let after = super::super::run(&b.m).unwrap();
+        let images = inputs(&b.m, 5);
+        assert!(difference(&outputs(&b.m, &images), &outputs(&after, &images)) < 1e-5);
+        let transposes = |m: &vitc_ir::Module| count(m, "transpose");
+        // The image, and the heads from channels.
+        assert_eq!((transposes(&after), count(&after, "conv2d"), count(&after, "matmul")), (2, 2, 1));
+    }
+}
