@@ -191,11 +191,11 @@ impl WideDepthwise {
     /// Two to four taps; missing ones repeat the last, and have weights of zero.
     fn quad(&self, asm: &mut Asm, quad: usize, taps: &[usize], vectors: usize, row: &mut usize) -> Assembled {
         let mut loaded = [BYTES; QUAD];
-        for i in 0..QUAD {
-            loaded[i] = BYTES + i.min(taps.len() - 1) as u8;
+        for (i, to) in loaded.iter_mut().enumerate() {
+            *to = BYTES + i.min(taps.len() - 1) as u8;
             if let Some(&tap) = taps.get(i) {
                 let from = self.find(asm, tap, row)?;
-                asm.c.vpermd(z(loaded[i]), z(ORDER), zmmword_ptr(r10 + rsi + from as i32))?;
+                asm.c.vpermd(z(*to), z(ORDER), zmmword_ptr(r10 + rsi + from as i32))?;
             }
         }
         for (i, pair) in loaded.chunks(2).enumerate() {

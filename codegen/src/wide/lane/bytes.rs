@@ -41,7 +41,7 @@ impl Code<'_> {
         let entries = |i: i64| zmmword_ptr(at(table, 64 * i));
         let index = self.take()?;
         let mut halves = [0; 2];
-        for half in 0..self.group.columns.div_ceil(32) {
+        for (half, to) in halves.iter_mut().enumerate().take(self.group.columns.div_ceil(32)) {
             let found = [self.take()?, self.take()?, self.take()?, self.take()?];
             self.asm.c.vextracti64x4(y(index), z(bytes), half as u32)?;
             self.asm.c.vpmovzxbw(z(index), y(index))?;
@@ -58,7 +58,7 @@ impl Code<'_> {
             self.asm.c.vpsllw(z(bit), z(index), 8)?;
             self.asm.c.vpmovw2m(k(COMPARED), z(bit))?;
             self.asm.c.vpblendmw(z(found[0]).k1(), z(found[0]), z(found[2]))?;
-            halves[half] = found[0];
+            *to = found[0];
             self.free.extend(&found[1..]);
             self.free.push(bit);
         }
