@@ -23,6 +23,8 @@ pub enum Calibration {
         /// At most so many.
         limit: usize,
     },
+    /// Nothing: a quantized model may bring every range itself.
+    Given,
     /// Seeded noise, shaped like smooth images. Good for timing, says nothing about accuracy.
     Synthetic {
         /// How many.
@@ -50,6 +52,13 @@ pub struct Observed {
 
 /// Runs the calibration input through a module of stage `shape`.
 pub(crate) fn observe(module: &Module, options: &WalkOptions, quant: &QuantOptions) -> Result<Observed> {
+    let missing = quantize::missing_ranges(module);
+    if options.calibration == Calibration::Given && !missing.is_empty() {
+        return Err(no_ranges(&missing, quantize::is_quantized(module)));
+    }
+    if options.calibration == Calibration::Given || !quantize::wants_calibration(module) {
+        return Ok(Observed { calibration: quantize::Calibration::default(), images: 0 });
+    }
     let preprocess = preprocess_of(module)?;
     let sources = sources(&options.calibration)?;
     let images = sources.len();
@@ -67,6 +76,20 @@ pub(crate) fn observe(module: &Module, options: &WalkOptions, quant: &QuantOptio
     Ok(Observed { calibration, images })
 }
 
+/// What to do without calibration; a quantized model is told which of its values it gives no range.
+fn no_ranges(missing: &[String], quantized: bool) -> anyhow::Error {
+    const ADVICE: &str = "calibration needs images: give --calibrate DIR with a few dozen typical images, or --calibrate synthetic for timing only";
+    if !quantized {
+        return anyhow::anyhow!(ADVICE);
+    }
+    const SHOWN: usize = 20;
+    let mut list = missing.iter().take(SHOWN).map(|m| format!("\n  {m}")).collect::<String>();
+    if missing.len() > SHOWN {
+        list.push_str(&format!("\n  and {} more", missing.len() - SHOWN));
+    }
+    anyhow::anyhow!("{ADVICE}; the model is quantized, but gives these {} values no range:{list}", missing.len())
+}
+
 enum Source {
     File(PathBuf),
     Noise(u64),
@@ -74,6 +97,7 @@ enum Source {
 
 fn sources(calibration: &Calibration) -> Result<Vec<Source>> {
     match calibration {
+        Calibration::Given => Ok(Vec::new()),
         Calibration::Synthetic { images } => Ok((0..*images as u64).map(Source::Noise).collect()),
         Calibration::Images { folder, limit } => {
             let files = list_images(folder).context("calibration needs a folder of images")?;

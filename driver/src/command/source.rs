@@ -28,7 +28,8 @@ const TIERS: [&str; 5] = ["auto", "amx-int8", "avx512-vnni", "portable", "baseli
 /// How to compile.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompileFlags {
-    /// Folder of images to calibrate on, or `synthetic` for seeded noise (for timing only: ranges will be wrong).
+    /// Folder of images to calibrate on, or `synthetic` for seeded noise (for timing only: ranges will be wrong). A model that
+    /// came quantized may need none.
     #[arg(long, value_name = "DIR|synthetic")]
     pub calibrate: Option<String>,
     /// Use at most so many calibration images, spread evenly over the folder.
@@ -149,18 +150,16 @@ impl CompileFlags {
             compiler = compiler.preprocess(p);
         }
         if module.stage < Stage::Quantize {
-            compiler = compiler.calibration(self.calibration()?);
+            compiler = compiler.calibration(self.calibration());
         }
         Ok(compiler)
     }
 
-    fn calibration(&self) -> Result<Calibration> {
+    fn calibration(&self) -> Calibration {
         match self.calibrate.as_deref() {
-            None => bail!(
-                "calibration needs images: give --calibrate DIR with a few dozen typical images, or --calibrate synthetic for timing only"
-            ),
-            Some("synthetic") => Ok(Calibration::Synthetic { images: self.calibrate_images.min(8) }),
-            Some(folder) => Ok(Calibration::Images { folder: folder.into(), limit: self.calibrate_images }),
+            None => Calibration::Given,
+            Some("synthetic") => Calibration::Synthetic { images: self.calibrate_images.min(8) },
+            Some(folder) => Calibration::Images { folder: folder.into(), limit: self.calibrate_images },
         }
     }
 

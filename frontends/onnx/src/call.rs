@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vitc_ir::{Op, Shape, ValueId};
+use vitc_ir::{Op, Quant, Shape, ValueId};
 
 use crate::import::{Importer, Slot, listed, shorten};
 use crate::known::{Kind, Known, Linear};
@@ -190,6 +190,11 @@ impl<'i, 'a> Call<'i, 'a> {
     /// Adds a node.
     pub(crate) fn push(&mut self, op: Op, operands: &[ValueId]) -> Fallible<ValueId> {
         self.importer.push(op, operands, &self.loc)
+    }
+
+    /// Adds a node whose result has this quantization.
+    pub(crate) fn push_as(&mut self, op: Op, operands: &[ValueId], quant: Quant) -> Fallible<ValueId> {
+        self.importer.push_as(op, operands, Some(quant), &self.loc)
     }
 
     /// Adds a reshape, unless the shape is already that.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use vitc_ir::graph::Value;
-use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Module, Op, Shape, Stage, TensorType, ValueId};
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Module, Op, Quant, Shape, Stage, TensorType, ValueId};
 
 use crate::call::{Call, SMALL};
 use crate::computed::Computed;
@@ -35,6 +35,8 @@ pub(crate) struct Slot<'a> {
     pub known: Option<Rc<Known>>,
     /// The value of the module.
     pub value: Option<ValueId>,
+    /// The value stands for integers quantized image by image.
+    pub dynamic: bool,
 }
 
 /// Everything found wrong.
@@ -79,7 +81,7 @@ pub(crate) struct Importer<'a> {
     pub(crate) slots: HashMap<&'a str, Slot<'a>>,
     /// Names that a node or the graph's outputs use.
     pub(crate) used: HashSet<&'a str>,
-    external: External,
+    pub(crate) external: External,
     names: HashSet<String>,
     number: usize,
     materialised: HashMap<*const proto::Tensor, ValueId>,
@@ -448,8 +450,12 @@ impl<'a> Importer<'a> {
 
     /// A float constant of the module under a name made from `name`.
     pub(crate) fn constant(&mut self, name: &str, shape: Shape, data: Bytes) -> ValueId {
+        self.constant_as(name, TensorType::f32(shape), data)
+    }
+
+    /// A constant of the module of this type under a name made from `name`.
+    pub(crate) fn constant_as(&mut self, name: &str, ty: TensorType, data: Bytes) -> ValueId {
         let name = self.fresh(name);
-        let ty = TensorType::f32(shape);
         // As `Module::constant`, without its search through all names.
         let value = ValueId(self.module.values.len() as u32);
         self.module.values.push(Value { def: Def::Const(self.module.consts.len()), ty: ty.clone() });
@@ -520,7 +526,7 @@ impl<'a> Importer<'a> {
     }
 
     /// Accounts for `count` elements of known content.
-    fn spend(&mut self, count: usize) -> Fallible<()> {
+    pub(crate) fn spend(&mut self, count: usize) -> Fallible<()> {
         let bytes = count.saturating_mul(ELEMENT_BYTES);
         self.folded = self.folded.saturating_add(bytes);
         if self.folded <= self.limits.fold_bytes {
@@ -543,6 +549,17 @@ impl<'a> Importer<'a> {
 
     /// Adds a node; its result is checked against the limits.
     pub(crate) fn push(&mut self, op: Op, operands: &[ValueId], loc: &Arc<str>) -> Fallible<ValueId> {
+        self.push_as(op, operands, None, loc)
+    }
+
+    /// Adds a node whose result, when `quant` is given, has that quantization.
+    pub(crate) fn push_as(
+        &mut self,
+        op: Op,
+        operands: &[ValueId],
+        quant: Option<Quant>,
+        loc: &Arc<str>,
+    ) -> Fallible<ValueId> {
         if self.module.nodes.len() >= self.limits.emitted_nodes {
             let message = format!("the module would have more than {} nodes", self.limits.emitted_nodes);
             return Err(invalid(message).code("limit"));
@@ -550,7 +567,8 @@ impl<'a> Importer<'a> {
         let types: Vec<_> = operands.iter().map(|&v| self.module.ty(v)).collect();
         // A type rule that speaks of the batch says what vitc cannot do; others say what does not fit.
         let wrong = |e: String| if e.contains("batch") { unsupported(e) } else { invalid(e) };
-        let ty = op.infer(&types).map_err(wrong)?;
+        let mut ty = op.infer(&types).map_err(wrong)?;
+        ty.quant = quant.or(ty.quant);
         self.check_shape(&ty.shape)?;
         if ty.shape.count().is_some_and(|c| c.size == 0) {
             return Err(unsupported("the result is empty"));

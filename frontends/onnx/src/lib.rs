@@ -96,6 +96,11 @@ pub fn supported_ops() -> Vec<&'static str> {
     ops::supported()
 }
 
+/// Every op of `com.microsoft` that import reads, in alphabetical order.
+pub fn supported_contrib_ops() -> Vec<&'static str> {
+    ops::supported_contrib()
+}
+
 /// Imports a model file; external data is looked for beside it.
 pub fn import_file(path: impl AsRef<Path>, options: &Options) -> Result<Module, ImportError> {
     let path = path.as_ref();

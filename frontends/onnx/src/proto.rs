@@ -144,6 +144,8 @@ pub(crate) mod dtype {
     pub(crate) const UINT32: i32 = 12;
     pub(crate) const UINT64: i32 = 13;
     pub(crate) const BFLOAT16: i32 = 16;
+    pub(crate) const UINT4: i32 = 21;
+    pub(crate) const INT4: i32 = 22;
 
     const NAMES: [&str; 24] = [
         "undefined",

@@ -1,6 +1,7 @@
 //! Reads the content of `TensorProto`s: as bytes of a constant, or as known numbers.
 
 use bytes::Bytes;
+use vitc_ir::Elem;
 
 use crate::external::External;
 use crate::import::listed;
@@ -71,10 +72,79 @@ fn converted(tensor: &proto::Tensor, count: usize, external: &mut External) -> F
     Ok(values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect::<Vec<u8>>().into())
 }
 
+/// A tensor of integers as the module holds them.
+pub(crate) struct Integers {
+    pub elem: Elem,
+    pub dims: Vec<usize>,
+    pub data: Bytes,
+}
+
+/// How the module holds integers of an ONNX type: the element type, and what is added to each. There are no `u16` inside
+/// (`q` at zero point `z` stands for the same real as `q - 2^15` at `z - 2^15`), and those of 4 bits are held in `i8`.
+pub(crate) fn held_as(data_type: i32) -> Option<(Elem, i64)> {
+    match data_type {
+        dtype::UINT8 => Some((Elem::U8, 0)),
+        dtype::INT8 | dtype::INT4 | dtype::UINT4 => Some((Elem::I8, 0)),
+        dtype::INT16 => Some((Elem::I16, 0)),
+        dtype::UINT16 => Some((Elem::I16, -(1 << 15))),
+        dtype::INT32 => Some((Elem::I32, 0)),
+        _ => None,
+    }
+}
+
+/// The integers of a tensor of a type that quantized models use; not copied when the module holds them as the file does.
+pub(crate) fn integers(tensor: &proto::Tensor, limits: &Limits, external: &mut External) -> Fallible<Integers> {
+    let (dims, count) = dims(tensor, limits)?;
+    let Some((elem, shift)) = held_as(tensor.data_type) else {
+        let name = dtype::name(tensor.data_type);
+        return Err(unsupported(format!("quantized tensors of {name} are not supported")));
+    };
+    let narrow = matches!(tensor.data_type, dtype::INT4 | dtype::UINT4);
+    let data = match (narrow, raw_of(tensor, count, narrow, external)?) {
+        (true, Some(bytes)) => nibbles(&bytes, count, tensor.data_type == dtype::INT4).into(),
+        (false, Some(bytes)) if shift == 0 => bytes,
+        (false, Some(bytes)) => {
+            // from offset binary to two's complement: the sign bit turns over
+            let turned = |pair: &[u8; 2]| (u16::from_le_bytes(*pair) ^ 1 << 15).to_le_bytes();
+            bytes.as_chunks::<2>().0.iter().flat_map(turned).collect::<Vec<u8>>().into()
+        }
+        (true, None) => {
+            want_len(tensor.int32_data.len(), count.div_ceil(2))?;
+            let bytes: Vec<u8> = tensor.int32_data.iter().map(|&v| v as u8).collect();
+            nibbles(&bytes, count, tensor.data_type == dtype::INT4).into()
+        }
+        (false, None) => {
+            want_len(tensor.int32_data.len(), count)?;
+            let size = elem.bytes();
+            let bytes = |v: &i32| i64::from(*v).wrapping_add(shift).to_le_bytes().into_iter().take(size);
+            tensor.int32_data.iter().flat_map(bytes).collect::<Vec<u8>>().into()
+        }
+    };
+    Ok(Integers { elem, dims, data })
+}
+
+fn raw_of(tensor: &proto::Tensor, count: usize, narrow: bool, external: &mut External) -> Fallible<Option<Bytes>> {
+    if narrow {
+        raw(tensor, count.div_ceil(2), 1, external)
+    } else {
+        raw(tensor, count, element_bytes(tensor.data_type), external)
+    }
+}
+
+/// Integers of 4 bits, two to a byte, the low half first.
+fn nibbles(bytes: &[u8], count: usize, signed: bool) -> Vec<u8> {
+    let halves = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(count);
+    halves.map(|n| if signed && n >= 8 { n | 0xf0 } else { n }).collect()
+}
+
 /// The content of a tensor of any numeric type as numbers. The caller has checked that it is small enough.
 pub(crate) fn known(tensor: &proto::Tensor, limits: &Limits, external: &mut External) -> Fallible<Known> {
     let (dims, count) = dims(tensor, limits)?;
     let kind = kind(tensor.data_type)?;
+    if matches!(tensor.data_type, dtype::INT4 | dtype::UINT4) {
+        let Integers { data, .. } = integers(tensor, limits, external)?;
+        return Ok(Known { kind, dims, data: data.iter().map(|&b| f64::from(b as i8).into()).collect() });
+    }
     let size = element_bytes(tensor.data_type);
     let values = match raw(tensor, count, size, external)? {
         Some(bytes) => decode(tensor.data_type, &bytes),
@@ -92,6 +162,7 @@ pub(crate) fn kind(data_type: i32) -> Fallible<Kind> {
         dtype::BOOL => Ok(Kind::Bool),
         dtype::UINT8 | dtype::INT8 | dtype::UINT16 | dtype::INT16 | dtype::INT32 | dtype::INT64 => Ok(Kind::Int),
         dtype::UINT32 | dtype::UINT64 => Ok(Kind::Int),
+        dtype::INT4 | dtype::UINT4 => Ok(Kind::Int),
         other => Err(unsupported(format!("tensors of {} are not supported", dtype::name(other)))),
     }
 }

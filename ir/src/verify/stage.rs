@@ -11,7 +11,7 @@ fn accepts(stage: Stage, op: &Op) -> bool {
         Class::Move => true,
         Class::Float if matches!(op, Op::Normalize { .. }) => (Stage::Clean..=Stage::Quantize).contains(&stage),
         Class::Float => stage <= Stage::Quantize,
-        Class::Quant => stage >= Stage::Quantize,
+        Class::Quant => true,
         Class::Int => stage >= Stage::Integerize,
         Class::Fused => stage >= Stage::Fuse,
     }

@@ -134,7 +134,7 @@ fn integer_stages_keep_floats_at_the_doors() {
         &[
             ("stage integerize", "stage fuse", &[]),
             ("stage integerize", "stage quantize", &["stage-op"]),
-            ("stage integerize", "stage clean", &["stage-op"; 4]),
+            ("stage integerize", "stage clean", &["stage-op"]),
             (
                 "%4 = reshape %3 {shape = [N, 6]} : tensor<Nx6xf32>",
                 "%4 = exp %3 : tensor<Nx3x2xf32>",

@@ -7,6 +7,7 @@
 use vitc_ir::{Const, Op, Shape, TensorType, ValueId};
 
 use super::draft::Draft;
+use super::given::{integers, is_weights, scale_integers};
 
 /// The constant as a vector of `channels` elements, when it is a scalar or varies along dimension `axis` of `shape` only.
 fn per_channel(d: &mut Draft, c: ValueId, shape: &Shape, axis: usize) -> Option<ValueId> {
@@ -43,8 +44,8 @@ fn with_shape(d: &mut Draft, c: ValueId, dims: &[usize]) -> Option<ValueId> {
 /// The dimension of a product's or convolution's result that its bias runs along, when its weights are constant.
 fn channel_axis(d: &Draft, v: ValueId) -> Option<usize> {
     match d.op_of(v)? {
-        (Op::MatMul {}, operands) if d.is_const(operands[1]) => Some(d.shape(v).rank() - 1),
-        (Op::Conv2d { layout, .. }, operands) if d.is_const(operands[1]) => Some(layout.channel()),
+        (Op::MatMul {}, operands) if is_weights(d, operands[1]) => Some(d.shape(v).rank() - 1),
+        (Op::Conv2d { layout, .. }, operands) if is_weights(d, operands[1]) => Some(layout.channel()),
         (Op::LayerNorm { .. }, operands) if d.is_const(operands[1]) && d.is_const(operands[2]) => {
             Some(d.shape(v).rank() - 1)
         }
@@ -99,7 +100,15 @@ fn scale_weights(d: &mut Draft, v: ValueId, factor: ValueId, at: usize) -> Optio
     let mut scaled = vec![operands[0]];
     let weights_factor =
         if matches!(op, Op::Conv2d { .. }) { with_shape(d, factor, &[channels, 1, 1, 1])? } else { factor };
-    scaled.push(combine(d, Op::Mul {}, operands[1], weights_factor)?);
+    let weights = match integers(d, operands[1]) {
+        Some(_) => {
+            let factors = d.constant_of(factor)?.values::<f32>().into_owned();
+            let axis = if matches!(op, Op::Conv2d { .. }) { 0 } else { d.shape(operands[1]).rank() - 1 };
+            scale_integers(d, operands[1], &factors, axis)?
+        }
+        None => combine(d, Op::Mul {}, operands[1], weights_factor)?,
+    };
+    scaled.push(weights);
     if let Some(&bias) = operands.get(2) {
         let bias = per_channel_vector(d, bias, channels)?;
         scaled.push(combine(d, Op::Mul {}, bias, factor)?);
@@ -164,15 +173,21 @@ pub(crate) fn absorb_scale_below(d: &mut Draft, n: usize) -> Option<ValueId> {
     }
     let (v, w) = (node.operands[0], node.operands[1]);
     let (Op::Mul {}, &[x, c]) = d.op_of(v)? else { return None };
-    if !d.is_const(w) || !d.is_const(c) || d.shape(x) != d.shape(v) || !d.used_once(v) {
+    if !is_weights(d, w) || !d.is_const(c) || d.shape(x) != d.shape(v) || !d.used_once(v) {
         return None;
     }
     let bias = node.operands.get(2).copied();
     let shape = d.shape(v).clone();
     let rows = shape.last_fixed()?;
     let factor = per_channel(d, c, &shape, shape.rank() - 1)?;
-    let factor = with_shape(d, factor, &[rows, 1])?;
-    let weights = combine(d, Op::Mul {}, w, factor)?;
+    let weights = match (integers(d, w), d.scalar(c)) {
+        (None, _) => {
+            let factor = with_shape(d, factor, &[rows, 1])?;
+            combine(d, Op::Mul {}, w, factor)?
+        }
+        (Some(_), Some(factor)) => scale_integers(d, w, &[factor as f32], d.shape(w).rank() - 1)?,
+        (Some(_), None) => return None,
+    };
     let loc = d.join_locs(d.def(v).into_iter().chain([n]));
     let operands: Vec<_> = [x, weights].into_iter().chain(bias).collect();
     d.push(Op::MatMul {}, &operands, loc)

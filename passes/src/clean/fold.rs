@@ -4,6 +4,7 @@ use vitc_ir::eval::{self, Tensor};
 use vitc_ir::{Const, ValueId};
 
 use super::draft::Draft;
+use super::given;
 
 /// Largest result of folding in bytes.
 const MAX_BYTES: usize = 256 << 20;
@@ -11,8 +12,13 @@ const MAX_BYTES: usize = 256 << 20;
 const MAX_GROWTH: usize = 4;
 const SMALL_BYTES: usize = 1 << 20;
 
-/// Evaluates a node on constants.
+/// Evaluates a node on constants, but for integer weights.
 pub(crate) fn fold_constants(d: &mut Draft, n: usize) -> Option<ValueId> {
+    if given::stays(d, n) { None } else { evaluate(d, n) }
+}
+
+/// Evaluates a node on constants.
+pub(crate) fn evaluate(d: &mut Draft, n: usize) -> Option<ValueId> {
     let node = d.node(n);
     let operands: Vec<&Const> = node.operands.iter().map(|&v| d.constant_of(v)).collect::<Option<_>>()?;
     let ty = d.ty(node.result).clone();

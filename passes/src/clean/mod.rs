@@ -11,11 +11,14 @@
 //! * q, k and v are three products with constant weights.
 //! * Rows that nobody needs after the last attention are not computed: slices stand as far up as they can.
 //! * Movement is in the normal form of the shape room.
+//! * Where the model came quantized, `dequantize` stands below movement and `quantize` above it (slices excepted), no pair
+//!   changes nothing, and constant weights are the model's integers behind a `dequantize`.
 
 pub(crate) mod affine;
 pub(crate) mod draft;
 pub(crate) mod fold;
 mod function;
+pub(crate) mod given;
 mod identity;
 mod layernorm;
 mod linear_attention;
@@ -62,6 +65,9 @@ pub struct Cleaned {
 /// Rules that fold, simplify and recover; order decides which is tried first on a node.
 const RECOVER: &[(&str, Rule)] = &[
     ("fold-constants", fold::fold_constants),
+    ("drop-requantize", given::drop_requantize),
+    ("sink-dequantize", given::sink_dequantize),
+    ("hoist-quantize", given::hoist_quantize),
     ("drop-neutral", identity::drop_neutral),
     ("constant-second", identity::constant_second),
     ("divide-by-constant", identity::divide_by_constant),
@@ -84,6 +90,7 @@ const ABSORB: &[(&str, Rule)] = &[
     ("reshape-rows-first", rows::reshape_rows_first),
     ("batch-first", rows::batch_first),
     ("sum-of-stack", rows::sum_of_stack),
+    ("slice-quantized", given::slice_quantized),
     ("split-product", slices::split_product),
     ("sink-slice", slices::sink_slice),
 ];

@@ -5,6 +5,7 @@
 use vitc_ir::{Op, Shape, ValueId};
 
 use super::draft::Draft;
+use super::given::is_weights;
 
 /// `reshape(x w)`, where the reshape leaves the columns alone, to `reshape(x) w`.
 pub(crate) fn reshape_rows_first(d: &mut Draft, n: usize) -> Option<ValueId> {
@@ -13,7 +14,7 @@ pub(crate) fn reshape_rows_first(d: &mut Draft, n: usize) -> Option<ValueId> {
     let v = d.node(n).operands[0];
     let producer = d.def(v)?;
     let (op, operands) = (d.node(producer).op.clone(), d.node(producer).operands.clone());
-    if op != (Op::MatMul {}) || !d.is_const(operands[1]) || d.shape(operands[1]).rank() != 2 || !d.used_once(v) {
+    if op != (Op::MatMul {}) || !is_weights(d, operands[1]) || d.shape(operands[1]).rank() != 2 || !d.used_once(v) {
         return None;
     }
     // only towards what was above: a reshape of the operand, of which the rows were merged
@@ -34,7 +35,7 @@ pub(crate) fn reshape_rows_first(d: &mut Draft, n: usize) -> Option<ValueId> {
 pub(crate) fn batch_first(d: &mut Draft, n: usize) -> Option<ValueId> {
     let node = d.node(n);
     let (op, operands) = (node.op.clone(), node.operands.clone());
-    if op != (Op::MatMul {}) || !d.is_const(operands[1]) || d.shape(operands[1]).rank() != 2 {
+    if op != (Op::MatMul {}) || !is_weights(d, operands[1]) || d.shape(operands[1]).rank() != 2 {
         return None;
     }
     // a bias or factor that is still to join the weights goes first

@@ -4,10 +4,11 @@
 use vitc_ir::{Dim, Op, ValueId};
 
 use super::draft::Draft;
+use super::given::is_weights;
 use crate::shape::movement::slice_before;
 
 /// Whether nothing but slices along this axis, which together take no more than all of it, use the value.
-fn only_sliced(d: &Draft, v: ValueId, axis: usize) -> bool {
+pub(crate) fn only_sliced(d: &Draft, v: ValueId, axis: usize) -> bool {
     let length = |&n: &usize| match d.node(n).op {
         Op::Slice { axis: a, len, .. } if a == axis => Some(len),
         _ => None,
@@ -33,7 +34,7 @@ fn hoist(d: &mut Draft, v: ValueId, slice: Op, at: usize) -> Option<ValueId> {
     let (op, operands) = (d.node(producer).op.clone(), d.node(producer).operands.clone());
     let Op::Slice { axis, .. } = slice else { return None };
     match op {
-        Op::MatMul {} if d.is_const(operands[1]) && axis + 1 == d.shape(v).rank() => {
+        Op::MatMul {} if is_weights(d, operands[1]) && axis + 1 == d.shape(v).rank() => {
             let mut sliced = vec![operands[0]];
             for &weights in &operands[1..] {
                 let (_, part) = slice_operand(d, weights, d.shape(v).rank(), &slice, at)?;

@@ -1,6 +1,6 @@
 //! Interval analysis: proves for every accumulator that 32 bits suffice, or says which does not.
 
-use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Module, Node, Op, ValueId};
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, ValueId};
 
 use super::report::Accumulator;
 
@@ -131,8 +131,25 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
         }
         Op::IntClamp { lo, hi } => Interval::new(operand(0).lo.clamp(*lo, *hi), operand(0).hi.clamp(*lo, *hi)),
         Op::IntTable {} => operand(1),
+        Op::IntAdd { to } => {
+            let (a, b) = (operand(0), operand(1));
+            let (least, most) = to.range().unwrap_or((i64::MIN, i64::MAX));
+            Interval::new((a.lo + b.lo).clamp(least, most), (a.hi + b.hi).clamp(least, most))
+        }
+        Op::IntRequant { x_zero, shift, zero_point, to, .. } => {
+            requantized(shifted(operand(0), *x_zero), operand(1), *shift, *zero_point, *to)
+        }
         _ => of_type(module, node.result),
     }
+}
+
+fn requantized(x: Interval, multiplier: Interval, shift: u32, zero_point: i64, to: Elem) -> Interval {
+    let (least, most) = to.range().unwrap_or((i64::MIN, i64::MAX));
+    let wide =
+        |q: i64, m: i64| ((i128::from(q) * i128::from(m) + (1 << (shift - 1))) >> shift) + i128::from(zero_point);
+    let corners = [(x.lo, multiplier.lo), (x.lo, multiplier.hi), (x.hi, multiplier.lo), (x.hi, multiplier.hi)];
+    let ends = corners.map(|(q, m)| wide(q, m).clamp(least.into(), most.into()) as i64);
+    Interval::new(ends.into_iter().min().unwrap_or(least), ends.into_iter().max().unwrap_or(most))
 }
 
 fn shifted(x: Interval, zero: i64) -> Interval {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egg::{Id, Language, Runner, SimpleScheduler, StopReason};
-use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Op, Stage, ValueId};
+use vitc_ir::{Class, Diagnostic, Diagnostics, Elem, Module, Op, Shape, Stage, TensorType, ValueId};
 
 pub use report::Report;
 
@@ -167,7 +167,7 @@ impl Lowering<'_> {
     fn mark_chosen(&mut self, egraph: &EGraph, from: usize) {
         for site in &egraph.analysis.sites {
             let is = |op: &Op| match (site.op, site.form) {
-                ("softmax", "deferred") => matches!(op, Op::IntExp { .. }),
+                ("softmax", "deferred" | "fine") => matches!(op, Op::IntExp { .. }),
                 ("linear_attention", "reciprocal") => matches!(op, Op::IntLinearAttention { log2: false, .. }),
                 ("linear_attention", "shift") => matches!(op, Op::IntLinearAttention { log2: true, .. }),
                 ("softmax", "shift") => matches!(op, Op::IntShiftmax { .. }),
@@ -292,13 +292,38 @@ impl Rebuild<'_> {
         {
             return Some(self.relabel(operands[0], quant));
         }
-        Some(self.target.push_typed(attrs.op.clone(), &operands, ty, fact.loc.clone()))
+        match attrs.op.class() {
+            // what it moves may have another meaning here than where it was made
+            Class::Move => self.target.push(attrs.op.clone(), &operands, fact.loc.clone()).ok(),
+            Class::Quant => {
+                let meant = self.egraph[children[1]].data.ty.clone()?;
+                let x = self.meaning(operands[0], meant)?;
+                Some(self.target.push_typed(attrs.op.clone(), &[x], ty, fact.loc.clone()))
+            }
+            _ => Some(self.target.push_typed(attrs.op.clone(), &operands, ty, fact.loc.clone())),
+        }
     }
 
     /// Another meaning for the same integers: ops take their constants from the rule that built them, so only the annotation
-    /// on the value changes.
+    /// on the value changes, where nothing has read it yet.
     fn relabel(&mut self, v: ValueId, quant: &vitc_ir::Quant) -> ValueId {
-        self.target.values[v.0 as usize].ty.quant = Some(quant.clone());
+        let own = self.target.node_of(v).is_some_and(|n| n.op.class() == Class::Int);
+        if own && self.target.nodes.iter().all(|n| !n.operands.contains(&v)) {
+            self.target.values[v.0 as usize].ty.quant = Some(quant.clone());
+        }
         v
+    }
+
+    /// The integers `v` with the meaning that a `dequantize` reads from their type.
+    fn meaning(&mut self, v: ValueId, meant: TensorType) -> Option<ValueId> {
+        let ty = self.target.ty(v).clone();
+        if ty.quant == meant.quant || !meant.elem.is_int() {
+            return Some(v);
+        }
+        let two = vitc_ir::Const::new("two", TensorType::new(Elem::I32, Shape::fixed(&[1])), &[2i32]);
+        let two = self.target.constant(two);
+        let (axis, to) = (ty.shape.rank().checked_sub(1)?, ty.elem);
+        let same = Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to };
+        self.target.push_quant(same, &[v, two], meant.quant?, None).ok()
     }
 }

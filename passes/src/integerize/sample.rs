@@ -212,14 +212,21 @@ fn scores(ty: &TensorType) -> Option<(TensorType, Vec<i32>, Vec<f64>)> {
     Some((TensorType::new(Elem::I32, Shape::fixed(&[ROWS, length])), ints, truth))
 }
 
-/// Relative error of the map that `int.exp` yields once its rows are divided by their sums.
-pub fn exp_error(op: &Op, table: &[i32], ty: &TensorType) -> Option<Error> {
+/// Relative error of the map that `int.exp` yields once its rows are divided by their sums. A second table, when there is
+/// one, is that of the low bytes.
+pub fn exp_error(op: &Op, [table, low]: [&[i32]; 2], ty: &TensorType) -> Option<Error> {
     let (sample, ints, truth) = scores(ty)?;
     let length = ty.shape.last_fixed()?;
-    let got = evaluate(sample, Data::I32(ints), |m, x| {
-        let table = vector(m, Vector::I32(table));
-        m.push(op.clone(), &[x, table], None).ok()
-    })?;
+    let exponentials = |table: &[i32]| {
+        evaluate(sample.clone(), Data::I32(ints.clone()), |m, x| {
+            let table = vector(m, Vector::I32(table));
+            m.push(op.clone(), &[x, table], None).ok()
+        })
+    };
+    let mut got = exponentials(table)?;
+    if !low.is_empty() {
+        got = got.iter().zip(exponentials(low)?).map(|(high, low)| 256.0 * high + low).collect();
+    }
     let normalised = got.chunks(length).flat_map(|row| {
         let sum: f64 = row.iter().sum();
         row.iter().map(move |e| e / sum)

@@ -246,6 +246,11 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let map = b.op(Op::Softmax {}, &[scores]);
             b.quantize(Elem::U8, map, 1.0 / 255.0, 0)
         }
+        "fine-softmax" => {
+            let x = b.bytes(&[rows, k]);
+            let map = b.op(Op::Softmax {}, &[x]);
+            b.quantize(Elem::U8, map, 1.0 / 256.0, 0)
+        }
         table => {
             let op = unary(table.strip_prefix("table-").unwrap());
             let positive = matches!(op, Op::Sqrt {} | Op::Reciprocal {});

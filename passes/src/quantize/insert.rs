@@ -1,24 +1,25 @@
 //! Rebuilds the module with `quantize` and `dequantize` where the sites say.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use vitc_ir::eval::{self, Tensor};
 use vitc_ir::{Class, Const, Def, Diagnostic, Elem, Module, Node, Op, Quant, Stage, TensorType, ValueId};
 
+use super::given::{self, Grid, LARGEST_BIAS};
 use super::sites::{self, Demand, Role, Sites, demand};
 use super::weights::{self, Channels, WeightBits, WeightChoice};
 
-/// Biases at the accumulator's scale stay below 2^29, so that no accumulator leaves 32 bits because of its bias.
-const LARGEST_BIAS: f64 = (1 << 29) as f64;
-
-/// Inserts quantization; `quants` holds one for each group of sites.
+/// Inserts quantization; `grids` holds one for each group of sites.
 pub(crate) fn insert(
     module: &Module,
     sites: &Sites,
-    quants: &BTreeMap<usize, Quant>,
+    grids: &BTreeMap<usize, Grid>,
     bits: &WeightChoice,
 ) -> Result<Module, Diagnostic> {
     let to = module.successor(Stage::Quantize);
-    let mut insert = Insert { from: module, sites, quants, bits, to, plain: BTreeMap::new(), integer: BTreeMap::new() };
+    let mut insert = Insert { from: module, sites, grids, bits, to, plain: BTreeMap::new(), integer: BTreeMap::new() };
     insert.to.lanes = module.lanes.clone();
     insert.inputs()?;
     for n in 0..module.nodes.len() {
@@ -37,7 +38,7 @@ pub(crate) fn insert(
 struct Insert<'a> {
     from: &'a Module,
     sites: &'a Sites,
-    quants: &'a BTreeMap<usize, Quant>,
+    grids: &'a BTreeMap<usize, Grid>,
     bits: &'a WeightChoice,
     to: Module,
     /// Float values of the old module in the new one.
@@ -47,7 +48,7 @@ struct Insert<'a> {
 }
 
 impl Insert<'_> {
-    /// Float inputs become `u8`: the runtime quantizes at the door.
+    /// Float inputs become integers: the runtime quantizes at the door.
     fn inputs(&mut self) -> Result<(), Diagnostic> {
         for input in &self.from.inputs {
             let ty = self.from.ty(input.value);
@@ -56,8 +57,8 @@ impl Insert<'_> {
                 self.plain.insert(input.value, v);
                 continue;
             }
-            let quant = self.quant(input.value, Role::Unsigned)?;
-            let ty = TensorType::new(Elem::U8, ty.shape.clone()).with_quant(quant);
+            let grid = self.grid(input.value, Role::Unsigned)?;
+            let ty = TensorType::new(grid.elem, ty.shape.clone()).with_quant(grid.quant);
             let v = self.to.input(input.name.clone(), ty);
             let v = self.push(Op::Dequantize {}, &[v], None)?;
             self.plain.insert(input.value, v);
@@ -66,8 +67,8 @@ impl Insert<'_> {
         Ok(())
     }
 
-    fn quant(&self, v: ValueId, role: Role) -> Result<Quant, Diagnostic> {
-        let group = self.sites.group((v, role)).and_then(|g| self.quants.get(&g));
+    fn grid(&self, v: ValueId, role: Role) -> Result<Grid, Diagnostic> {
+        let group = self.sites.group((v, role)).and_then(|g| self.grids.get(&g));
         group.cloned().ok_or_else(|| Diagnostic::new("internal", "a value has no scale in its role"))
     }
 
@@ -75,6 +76,10 @@ impl Insert<'_> {
         let loc = like.and_then(|n| n.loc.clone());
         let place = loc.as_deref().unwrap_or(op.name()).to_string();
         self.to.push(op, operands, loc).map_err(|m| Diagnostic::new("internal", m).at(place))
+    }
+
+    fn quantize(&mut self, op: Op, x: ValueId, quant: Quant, loc: Option<Arc<str>>) -> Result<ValueId, Diagnostic> {
+        self.to.push_quant(op, &[x], quant, loc).map_err(|m| Diagnostic::new("internal", m))
     }
 
     /// Copies a node that computes; movement is copied when somebody asks for it.
@@ -87,7 +92,12 @@ impl Insert<'_> {
             Op::MatMul {} | Op::Conv2d { .. } => self.product(n)?,
             _ => (0..node.operands.len()).map(|i| self.operand(n, i)).collect::<Result<_, _>>()?,
         };
-        let result = self.push(node.op.clone(), &operands, Some(node))?;
+        let result = match (&node.op, &self.from.ty(node.result).quant) {
+            (Op::Quantize { .. }, Some(quant)) => {
+                self.quantize(node.op.clone(), operands[0], quant.clone(), node.loc.clone())?
+            }
+            _ => self.push(node.op.clone(), &operands, Some(node))?,
+        };
         self.plain.insert(node.result, result);
         Ok(())
     }
@@ -124,7 +134,7 @@ impl Insert<'_> {
             return Ok(known);
         }
         let result = match self.from.values[v.0 as usize].def {
-            Def::Const(c) => self.constant(&self.from.consts[c], self.quant(v, role)?, role)?,
+            Def::Const(c) => self.constant(&self.from.consts[c], self.grid(v, role)?)?,
             Def::Node(n) if self.from.nodes[n].op.class() == Class::Move => {
                 let node = &self.from.nodes[n];
                 let operands = node.operands.iter().map(|&o| self.integer(o, role)).collect::<Result<Vec<_>, _>>()?;
@@ -139,26 +149,25 @@ impl Insert<'_> {
     fn quantized(&mut self, v: ValueId, role: Role) -> Result<ValueId, Diagnostic> {
         let x = self.plain(v)?;
         let node = self.from.node_of(v);
-        if node.is_some_and(|n| matches!(n.op, Op::Dequantize {})) {
+        let grid = self.grid(v, role)?;
+        if given::grid_of(self.from, v).is_some_and(|given| given == grid) {
             return Ok(x);
         }
-        let quant = self.quant(v, role)?;
         let loc = node.and_then(|n| n.loc.clone());
-        let q = self.to.push_quant(Op::Quantize { to: role.elem() }, &[x], quant, loc);
-        let q = q.map_err(|m| Diagnostic::new("internal", m))?;
+        let q = self.quantize(Op::Quantize { to: grid.elem }, x, grid.quant, loc)?;
         self.push(Op::Dequantize {}, &[q], node)
     }
 
-    /// A constant as integers of a role.
-    fn constant(&mut self, c: &Const, quant: Quant, role: Role) -> Result<ValueId, Diagnostic> {
+    /// A constant as integers of a grid.
+    fn constant(&mut self, c: &Const, Grid { elem, quant }: Grid) -> Result<ValueId, Diagnostic> {
         let (scale, zero) = (quant.scale_at(0), f64::from(quant.zero_point));
-        let (low, high) = role.elem().range().unwrap_or((0, 0));
+        let (low, high) = elem.range().unwrap_or((0, 0));
         let values = c.values::<f32>();
         let ints = values.iter().map(|&x| {
             let q = (f64::from(x) / scale).round_ties_even() + zero;
             q.clamp(low as f64, high as f64) as i64
         });
-        let ty = TensorType::new(role.elem(), c.ty.shape.clone()).with_quant(quant);
+        let ty = TensorType::new(elem, c.ty.shape.clone()).with_quant(quant);
         let v = self.to.constant(integers(&c.name, ty, ints));
         self.push(Op::Dequantize {}, &[v], None)
     }
@@ -169,6 +178,9 @@ impl Insert<'_> {
         let Demand::Weights { axis } = demand(self.from, n, 1) else {
             return (0..node.operands.len()).map(|i| self.operand(n, i)).collect();
         };
+        if let Some(operands) = self.given_product(n, axis)? {
+            return Ok(operands);
+        }
         let image = self.from.node_of(node.operands[0]).filter(|m| matches!(m.op, Op::Normalize { .. }));
         let mut weights = self.weights(node, axis)?;
         let mut operands = Vec::new();
@@ -203,6 +215,32 @@ impl Insert<'_> {
         Ok(operands)
     }
 
+    /// The operands of a product whose weights the model gives as integers that it can take.
+    fn given_product(&mut self, n: usize, axis: usize) -> Result<Option<Vec<ValueId>>, Diagnostic> {
+        let node = &self.from.nodes[n];
+        let product = matches!(node.op, Op::MatMul {});
+        let Some(constant) = given::integers(self.from, node.operands[1]) else { return Ok(None) };
+        let Some(weights) = given::weights(constant, axis, product) else { return Ok(None) };
+        let bits = self.bits.bits_of(node.loc.as_deref().unwrap_or_default());
+        let asked = bits == WeightBits::Four && product;
+        let bias = match node.operands.get(2).map(|&b| (b, self.from.const_of(b))) {
+            Some((_, Some(c))) => c.values::<f32>().into_owned(),
+            Some((_, None)) => return Ok(None),
+            None => Vec::new(),
+        };
+        if asked || !given::bias_fits(&bias, &weights.quant, self.input_scale(n, false)?) {
+            return Ok(None);
+        }
+        let x = self.operand(n, 0)?;
+        let ty = TensorType::new(Elem::I8, constant.ty.shape.clone()).with_quant(weights.quant);
+        let v = self.to.constant(Const::new(constant.name.clone(), ty, &weights.ints));
+        let mut operands = vec![x, self.push(Op::Dequantize {}, &[v], Some(node))?];
+        if let Some(&bias) = node.operands.get(2) {
+            operands.push(self.plain(bias)?);
+        }
+        Ok(Some(operands))
+    }
+
     /// The scale of a product's left operand.
     fn input_scale(&self, n: usize, pixels: bool) -> Result<f64, Diagnostic> {
         if pixels {
@@ -210,11 +248,11 @@ impl Insert<'_> {
         }
         let v = self.from.nodes[n].operands[0];
         let origin = sites::origins(self.from, v).into_iter().next().unwrap_or(v);
-        Ok(self.quant(origin, Role::Unsigned)?.scale_at(0))
+        Ok(self.grid(origin, Role::Unsigned)?.quant.scale_at(0))
     }
 
     fn weights(&self, node: &Node, axis: usize) -> Result<FloatWeights, Diagnostic> {
-        let c = self.from.const_of(node.operands[1]).ok_or_else(|| Diagnostic::new("internal", "no weights"))?;
+        let c = float_weights(self.from, node.operands[1]).ok_or_else(|| Diagnostic::new("internal", "no weights"))?;
         let dims = c.ty.shape.as_fixed().unwrap_or_default();
         let (channels, inner) = (dims[axis], dims[axis + 1..].iter().product());
         let bias = match node.operands.get(2).and_then(|&b| self.from.const_of(b)) {
@@ -230,6 +268,18 @@ impl Insert<'_> {
         let shape = Channels { channels, inner };
         Ok(FloatWeights { name: c.name.clone(), ty: c.ty.clone(), dims, values, bias, shape })
     }
+}
+
+/// Constant weights as floats, also those that came as integers.
+fn float_weights(module: &Module, v: ValueId) -> Option<Cow<'_, Const>> {
+    if let Some(c) = module.const_of(v) {
+        return Some(Cow::Borrowed(c));
+    }
+    let c = given::integers(module, v)?;
+    let ty = TensorType::f32(c.ty.shape.clone());
+    let x = Tensor::from_const(c).ok()?;
+    let real = eval::eval_op(&Op::Dequantize {}, &[&x], &ty, &[&c.ty], &module.lanes).ok()?;
+    Some(Cow::Owned(real.to_const(c.name.clone(), ty)))
 }
 
 /// Constant weights with their bias while they are being quantized.

@@ -4,6 +4,7 @@
 //! by its role (the table in ARCHITECTURE.md) and makes the integers explicit. The simulation that the resulting module
 //! evaluates to is what the integer graph will compute, up to the integer forms of the nonlinear ops.
 
+mod given;
 mod histogram;
 mod insert;
 mod observe;
@@ -13,7 +14,7 @@ mod sites;
 mod tests;
 mod weights;
 
-use vitc_ir::{Diagnostic, Diagnostics, Module, Op};
+use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Op};
 
 pub use observe::{Calibration, observe};
 pub use weights::{WeightBits, WeightChoice};
@@ -52,8 +53,43 @@ impl Default for QuantOptions {
 pub fn run(module: &Module, calibration: &Calibration, options: &QuantOptions) -> Result<Module, Diagnostics> {
     check_patterns(module, &options.weights)?;
     let sites = sites::Sites::of(module);
-    let quants = range::decide(module, &sites, calibration, options)?;
-    insert::insert(module, &sites, &quants, &options.weights).map_err(Diagnostics::from)
+    let grids = range::decide(module, &sites, calibration, options)?;
+    let mut quantized = insert::insert(module, &sites, &grids, &options.weights).map_err(Diagnostics::from)?;
+    note(module, &sites, &mut quantized);
+    Ok(quantized)
+}
+
+/// Key of the note of how many sites of a quantized model keep the model's quantization.
+pub const GIVEN_KEY: &str = "quantization.given";
+/// Key of the note of how many sites of a quantized model have a range from calibration.
+pub const CALIBRATED_KEY: &str = "quantization.calibrated";
+
+/// Notes what came from the model, when it came quantized.
+fn note(module: &Module, sites: &sites::Sites, to: &mut Module) {
+    if !is_quantized(module) {
+        return;
+    }
+    let open = range::to_observe(module, sites).len();
+    let values: std::collections::BTreeSet<_> = sites.values().filter(|&v| module.const_of(v).is_none()).collect();
+    to.meta.insert(GIVEN_KEY.into(), (values.len() - open).to_string());
+    to.meta.insert(CALIBRATED_KEY.into(), open.to_string());
+}
+
+/// Whether a module of stage `shape` or before came quantized: it has `quantize` or `dequantize` of its own.
+pub fn is_quantized(module: &Module) -> bool {
+    module.nodes.iter().any(|n| n.op.class() == Class::Quant)
+}
+
+/// The names of the values of a module of stage `shape` whose range only calibration can tell. None of a float model's
+/// are known; a quantized model brings some or all of them.
+pub fn missing_ranges(module: &Module) -> Vec<String> {
+    let sites = sites::Sites::of(module);
+    range::without_range(module, &sites).into_iter().map(|v| range::place(module, v)).collect()
+}
+
+/// Whether calibration can tell anything about a module of stage `shape`.
+pub fn wants_calibration(module: &Module) -> bool {
+    !range::to_observe(module, &sites::Sites::of(module)).is_empty()
 }
 
 /// A pattern that no product matches is a slip of the pen, not a wish for nothing.

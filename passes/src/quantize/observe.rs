@@ -7,6 +7,7 @@ use vitc_ir::eval::{self, Data, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
 
 use super::histogram::Histogram;
+use super::range;
 use super::sites::Sites;
 use super::{Observer, QuantOptions};
 
@@ -156,7 +157,7 @@ fn collect(shares: Vec<Share>, fault: Option<(usize, Diagnostic)>) -> Result<Cal
 
 fn wanted(module: &Module) -> Vec<bool> {
     let mut wanted = vec![false; module.values.len()];
-    Sites::of(module).values().for_each(|v| wanted[v.0 as usize] = true);
+    range::to_observe(module, &Sites::of(module)).iter().for_each(|v| wanted[v.0 as usize] = true);
     wanted
 }
 

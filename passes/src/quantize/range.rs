@@ -1,9 +1,10 @@
 //! From ranges to scales.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vitc_ir::{Diagnostic, Diagnostics, Module, Op, Quant, ValueId};
 
+use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
 use super::sites::{Role, Site, Sites};
@@ -13,55 +14,86 @@ use super::{Observer, QuantOptions};
 /// range loses its tip and nothing else; a quarter is ample for that and costs two decibels of some seventy.
 const HEADROOM: f64 = 1.25;
 
-/// The quantization of every group of sites, by group.
+/// The grid of every group of sites, by group.
 pub(crate) fn decide(
     module: &Module,
     sites: &Sites,
     calibration: &Calibration,
     options: &QuantOptions,
-) -> Result<BTreeMap<usize, Quant>, Diagnostics> {
-    let mut quants = BTreeMap::new();
+) -> Result<BTreeMap<usize, Grid>, Diagnostics> {
+    let mut grids = BTreeMap::new();
+    let known = Ranges::of(module);
     let mut problems = Diagnostics::default();
     for (group, members) in sites.groups() {
-        match group_quant(module, &members, calibration, options.observer) {
-            Ok(quant) => {
-                quants.insert(group, quant);
+        match group_grid(module, &members, (calibration, &known), options.observer) {
+            Ok(grid) => {
+                grids.insert(group, grid);
             }
             Err(problem) => problems.push(problem),
         }
     }
-    problems.or(quants)
+    problems.or(grids)
 }
 
-fn group_quant(
+/// Whether a group needs no range, because what it holds is known to lie between 0 and 1.
+fn is_softmax(module: &Module, members: &[Site]) -> bool {
+    matches!(members, [(v, Role::Unsigned)] if module.node_of(*v).is_some_and(|n| matches!(n.op, Op::Softmax {})))
+}
+
+/// The values of the sites whose range only calibration can tell, or can tell better than a grid of 16 bits.
+pub(crate) fn to_observe(module: &Module, sites: &Sites) -> BTreeSet<ValueId> {
+    let groups = sites.groups();
+    let open = groups.values().filter(|g| !is_softmax(module, g) && given::grid_of_group(module, g).is_none());
+    let ranges = Ranges::of(module);
+    let unknown = |v: &ValueId| module.const_of(*v).is_none() && !ranges.get(*v).is_some_and(|known| known.firm);
+    open.flatten().map(|&(v, _)| v).filter(unknown).collect()
+}
+
+/// The values without which no scale can be chosen: nothing but calibration gives them a range.
+pub(crate) fn without_range(module: &Module, sites: &Sites) -> Vec<ValueId> {
+    let ranges = Ranges::of(module);
+    to_observe(module, sites).into_iter().filter(|&v| ranges.get(v).is_none()).collect()
+}
+
+fn group_grid(
     module: &Module,
     members: &[Site],
-    calibration: &Calibration,
+    known: (&Calibration, &Ranges),
     observer: Observer,
-) -> Result<Quant, Diagnostic> {
+) -> Result<Grid, Diagnostic> {
     let role = members[0].1;
-    if let [(v, Role::Unsigned)] = members
-        && module.node_of(*v).is_some_and(|n| matches!(n.op, Op::Softmax {}))
-    {
-        return Ok(Quant::per_tensor(1.0 / 255.0, 0));
+    if let Some(grid) = given::grid_of_group(module, members) {
+        return Ok(grid);
+    }
+    if is_softmax(module, members) {
+        return Ok(Grid { elem: role.elem(), quant: Quant::per_tensor(1.0 / 255.0, 0) });
     }
     let mut joint: Option<Seen> = None;
     for &(v, _) in members {
-        let seen = seen(module, v, calibration, observer)?;
+        let seen = seen(module, v, known, observer)?;
         match &mut joint {
             Some(known) => known.merge(&seen),
             None => joint = Some(seen),
         }
     }
     let joint = joint.ok_or_else(|| Diagnostic::new("calibration", "a group of values is empty"))?;
-    Ok(quant(role, &joint, observer))
+    Ok(Grid { elem: role.elem(), quant: quant(role, &joint, observer) })
 }
 
 /// What is known of a value; constants are their own calibration.
-fn seen(module: &Module, v: ValueId, calibration: &Calibration, observer: Observer) -> Result<Seen, Diagnostic> {
+fn seen(
+    module: &Module,
+    v: ValueId,
+    (calibration, ranges): (&Calibration, &Ranges),
+    observer: Observer,
+) -> Result<Seen, Diagnostic> {
     let seen = match module.const_of(v) {
         Some(c) => Some(Seen::of(&c.values::<f32>(), observer != Observer::MinMax)),
-        None => calibration.seen.get(&v).cloned(),
+        None => match (calibration.seen.get(&v), ranges.get(v)) {
+            (None, Some(known)) => Some(within(known.range)),
+            (Some(_), Some(known)) if known.firm => Some(within(known.range)),
+            (seen, _) => seen.cloned(),
+        },
     };
     let place = place(module, v);
     let seen = seen.ok_or_else(|| {
@@ -74,7 +106,14 @@ fn seen(module: &Module, v: ValueId, calibration: &Calibration, observer: Observ
     Ok(seen)
 }
 
-fn place(module: &Module, v: ValueId) -> String {
+/// A range that the model gives.
+fn within((low, high): (f64, f64)) -> Seen {
+    let (min, max) = (low as f32, high as f32);
+    Seen { min, max, finite: min.is_finite() && max.is_finite(), histogram: None }
+}
+
+/// What a value is called in messages.
+pub(crate) fn place(module: &Module, v: ValueId) -> String {
     match (module.node_of(v), module.const_of(v)) {
         (Some(n), _) => n.loc.as_deref().unwrap_or(n.op.name()).to_string(),
         (_, Some(c)) => c.name.clone(),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vitc_ir::{Class, Def, Dim, Elem, Module, Op, ValueId};
 
+use super::given;
 use crate::clean::slices::is_elementwise;
 
 /// How a value is quantized.
@@ -43,6 +44,7 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
     let node = &module.nodes[node];
     let v = node.operands[i];
     let constant = module.const_of(v).is_some();
+    let weights = constant || given::integers(module, v).is_some();
     let integer = |role| if constant { Demand::Plain } else { Demand::Integer(role) };
     match (&node.op, i) {
         (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
@@ -50,8 +52,8 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some() => Demand::Integer(Role::Unsigned),
         (Op::MatMul {} | Op::Conv2d { .. }, 0) if is_folded_normalize(module, v) => Demand::Plain,
         (Op::MatMul {} | Op::Conv2d { .. }, 0) => Demand::Integer(Role::Unsigned),
-        (Op::MatMul {}, 1) if constant => Demand::Weights { axis: module.ty(v).shape.rank() - 1 },
-        (Op::Conv2d { .. }, 1) if constant => Demand::Weights { axis: 0 },
+        (Op::MatMul {}, 1) if weights => Demand::Weights { axis: module.ty(v).shape.rank() - 1 },
+        (Op::Conv2d { .. }, 1) if weights => Demand::Weights { axis: 0 },
         (Op::MatMul {} | Op::Conv2d { .. }, 1) => Demand::Integer(Role::Signed),
         (Op::MatMul {} | Op::Conv2d { .. }, _) => Demand::Plain,
         (Op::LayerNorm { .. }, 0) => Demand::Integer(Role::Wide),

@@ -90,14 +90,19 @@ fn hard_sigmoid(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 /// `max(x, 0) + alpha min(x, 0)`, as `max(x, alpha x)` where that is the same.
 fn leaky_relu(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let alpha = f64::from(call.float_or("alpha", 0.01)?);
     let x = call.tensor(0)?;
+    let value = leaky_relu_of(call, x)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// The leaky ReLU of a value with the slope of the node.
+pub(super) fn leaky_relu_of(call: &mut Call<'_, '_>, x: ValueId) -> Fallible<ValueId> {
+    let alpha = f64::from(call.float_or("alpha", 0.01)?);
     let factor = call.scalar(alpha);
     let scaled = call.push(Op::Mul {}, &[x, factor])?;
     let larger = if alpha <= 1.0 { Op::Max {} } else { Op::Min {} };
-    let value = call.push(larger, &[x, scaled])?;
-    call.give_value(value);
-    Ok(())
+    call.push(larger, &[x, scaled])
 }
 
 /// `gamma (max(x, 0) + alpha (exp(min(x, 0)) - 1))`; only `Selu` has a `gamma`.

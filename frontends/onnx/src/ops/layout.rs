@@ -187,15 +187,20 @@ fn concat(call: &mut Call<'_, '_>) -> Fallible<()> {
             values.push(call.tensor(i)?);
         }
     }
+    let value = concat_of(call, values, axis)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// Values one after another along an axis.
+pub(super) fn concat_of(call: &mut Call<'_, '_>, mut values: Vec<ValueId>, axis: usize) -> Fallible<ValueId> {
     if call.importer.rebatch {
         give_batch(call, &mut values, axis)?;
     }
-    let value = match values.as_slice() {
-        [one] => *one,
-        many => call.push(Op::Concat { axis }, many)?,
-    };
-    call.give_value(value);
-    Ok(())
+    match values.as_slice() {
+        [one] => Ok(*one),
+        many => call.push(Op::Concat { axis }, many),
+    }
 }
 
 fn join(call: &mut Call<'_, '_>, parts: &[std::rc::Rc<Known>], axis: usize) -> Fallible<Known> {

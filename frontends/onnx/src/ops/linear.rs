@@ -11,6 +11,13 @@ pub(super) const OPS: Table = &[("Conv", conv), ("Gemm", gemm), ("MatMul", matmu
 
 fn matmul(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (a, b) = (call.tensor(0)?, call.tensor(1)?);
+    let value = matmul_of(call, a, b)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// The product of two values as numpy has it.
+pub(super) fn matmul_of(call: &mut Call<'_, '_>, a: ValueId, b: ValueId) -> Fallible<ValueId> {
     let (a_shape, b_shape) = (call.shape_of(a), call.shape_of(b));
     let one = Dim::fixed(1);
     // A vector is a row on the left and a column on the right, and its 1 disappears from the result.
@@ -26,9 +33,7 @@ fn matmul(call: &mut Call<'_, '_>) -> Fallible<()> {
         let at = shape.rank().saturating_sub(if column { 1 } else { 2 });
         shape.0.remove(at);
     }
-    let value = call.reshape(product, shape)?;
-    call.give_value(value);
-    Ok(())
+    call.reshape(product, shape)
 }
 
 fn scaled(call: &mut Call<'_, '_>, x: ValueId, by: f32) -> Fallible<ValueId> {
@@ -45,6 +50,13 @@ fn transposed(call: &mut Call<'_, '_>, x: ValueId, flag: &str) -> Fallible<Value
 
 fn gemm(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (a, b, c) = (call.tensor(0)?, call.tensor(1)?, call.optional(2)?);
+    let value = gemm_of(call, a, b, c)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// `alpha a b + beta c` of values with the attributes of the node.
+pub(super) fn gemm_of(call: &mut Call<'_, '_>, a: ValueId, b: ValueId, c: Option<ValueId>) -> Fallible<ValueId> {
     if call.shape_of(a).rank() != 2 || call.shape_of(b).rank() != 2 {
         return Err(invalid("both operands must be matrices"));
     }
@@ -57,16 +69,14 @@ fn gemm(call: &mut Call<'_, '_>) -> Fallible<()> {
     };
     let columns = call.shape_of(b).0.last().copied();
     let is_bias = |shape: &Shape| shape.count() == columns && shape.0.last().copied() == columns;
-    let value = match c {
-        None => call.push(Op::MatMul {}, &[a, b])?,
-        Some(c) if is_bias(&call.shape_of(c)) => call.push(Op::MatMul {}, &[a, b, c])?,
+    match c {
+        None => call.push(Op::MatMul {}, &[a, b]),
+        Some(c) if is_bias(&call.shape_of(c)) => call.push(Op::MatMul {}, &[a, b, c]),
         Some(c) => {
             let product = call.push(Op::MatMul {}, &[a, b])?;
-            call.push(Op::Add {}, &[product, c])?
+            call.push(Op::Add {}, &[product, c])
         }
-    };
-    call.give_value(value);
-    Ok(())
+    }
 }
 
 /// Spatial attributes of a convolution or pooling, for one or two spatial dimensions.
@@ -170,6 +180,13 @@ pub(super) fn conv_op(window: &Window, groups: usize) -> Fallible<Op> {
 
 fn conv(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (x, w, bias) = (call.tensor(0)?, call.tensor(1)?, call.optional(2)?);
+    let value = conv_of(call, x, w, bias)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// The convolution of values with the attributes of the node.
+pub(super) fn conv_of(call: &mut Call<'_, '_>, x: ValueId, w: ValueId, bias: Option<ValueId>) -> Fallible<ValueId> {
     let (x_shape, w_shape) = (call.shape_of(x), call.shape_of(w));
     let (sizes, kernel) = (spatial(&x_shape)?, spatial(&w_shape)?);
     if call.counts("kernel_shape")?.is_some_and(|k| k != kernel) {
@@ -180,9 +197,7 @@ fn conv(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (x, w) = (as_image(call, x)?, as_image(call, w)?);
     let operands: Vec<ValueId> = [x, w].into_iter().chain(bias).collect();
     let result = call.push(op, &operands)?;
-    let value = from_image(call, result, x_shape.rank())?;
-    call.give_value(value);
-    Ok(())
+    from_image(call, result, x_shape.rank())
 }
 
 #[cfg(test)]

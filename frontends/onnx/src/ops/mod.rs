@@ -13,6 +13,8 @@ mod map;
 mod norm;
 mod pad;
 mod pool;
+mod qlinear;
+mod quantized;
 mod reduce;
 mod refused;
 mod resize;
@@ -30,7 +32,7 @@ pub(crate) type Handler = fn(&mut Call<'_, '_>) -> Fallible<()>;
 /// A family's ops.
 type Table = &'static [(&'static str, Handler)];
 
-const TABLES: [Table; 17] = [
+const TABLES: [Table; 19] = [
     activation::OPS,
     arithmetic::OPS,
     attention::OPS,
@@ -43,6 +45,8 @@ const TABLES: [Table; 17] = [
     norm::OPS,
     pad::OPS,
     pool::OPS,
+    qlinear::OPS,
+    quantized::OPS,
     reduce::OPS,
     resize::OPS,
     scatter::OPS,
@@ -50,21 +54,40 @@ const TABLES: [Table; 17] = [
     transposed::OPS,
 ];
 
-/// Every ONNX op that import reads, in alphabetical order.
+/// Ops of the domain that onnxruntime's tools write, and those of the default domain that they write into it.
+const CONTRIB: [Table; 2] = [qlinear::CONTRIB, quantized::OPS];
+const CONTRIB_DOMAIN: &str = "com.microsoft";
+
+/// Every op of the default domain that import reads, in alphabetical order.
 pub(crate) fn supported() -> Vec<&'static str> {
-    let mut names: Vec<_> = TABLES.iter().flat_map(|t| t.iter().map(|(name, _)| *name)).collect();
+    names(&TABLES)
+}
+
+/// Every op of `com.microsoft` that import reads, in alphabetical order.
+pub(crate) fn supported_contrib() -> Vec<&'static str> {
+    names(&CONTRIB)
+}
+
+fn names(tables: &[Table]) -> Vec<&'static str> {
+    let mut names: Vec<_> = tables.iter().flat_map(|t| t.iter().map(|(name, _)| *name)).collect();
     names.sort_unstable();
     names
 }
 
 /// The handler of an op.
 pub(crate) fn handler(domain: &str, op: &str) -> Fallible<Handler> {
+    let find = |tables: &[Table]| tables.iter().find_map(|t| t.iter().find(|(name, _)| *name == op)).map(|(_, h)| *h);
+    if domain == CONTRIB_DOMAIN
+        && let Some(handler) = find(&CONTRIB)
+    {
+        return Ok(handler);
+    }
     if !is_default_domain(domain) {
-        let problem = unsupported(format!("ops of the domain `{}` are not supported", shorten(domain)));
+        let name = format!("{}.{}", shorten(domain), shorten(op));
+        let problem = unsupported(format!("the op `{name}` is not supported"));
         return Err(problem.code("unsupported-op").help("export without contrib or custom ops (no graph optimizer)"));
     }
-    let found = TABLES.iter().find_map(|t| t.iter().find(|(name, _)| *name == op));
-    found.map(|(_, handler)| *handler).ok_or_else(|| {
+    find(&TABLES).ok_or_else(|| {
         let problem = unsupported(format!("the op `{}` is not supported", shorten(op))).code("unsupported-op");
         match refused::help(op) {
             Some(help) => problem.help(help),
@@ -78,7 +101,9 @@ mod tests {
     #[test]
     fn every_op_has_one_handler() {
         let names = super::supported();
-        assert!(names.windows(2).all(|w| w[0] != w[1]), "{names:?}");
+        for names in [&names, &super::supported_contrib()] {
+            assert!(names.windows(2).all(|w| w[0] != w[1]), "{names:?}");
+        }
         assert!(names.iter().all(|n| super::refused::help(n).is_none()));
     }
 }

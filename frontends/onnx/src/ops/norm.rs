@@ -126,6 +126,13 @@ fn lp_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 fn softmax(call: &mut Call<'_, '_>, log: bool) -> Fallible<()> {
     let x = call.tensor(0)?;
+    let value = softmax_of(call, x, log)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// The softmax of a value along the axis of the node, or its logarithm.
+pub(super) fn softmax_of(call: &mut Call<'_, '_>, x: ValueId, log: bool) -> Fallible<ValueId> {
     let shape = call.shape_of(x);
     let rank = shape.rank();
     let old = call.importer.opset < 13;
@@ -144,13 +151,11 @@ fn softmax(call: &mut Call<'_, '_>, log: bool) -> Fallible<()> {
     if log {
         y = call.push(Op::Log {}, &[y])?;
     }
-    let value = call.transpose(y, perm)?;
-    call.give_value(value);
-    Ok(())
+    call.transpose(y, perm)
 }
 
 /// Softmax as it was before opset 13: over all dimensions from `axis` on together.
-fn flat_softmax(call: &mut Call<'_, '_>, x: ValueId, axis: usize, log: bool) -> Fallible<()> {
+fn flat_softmax(call: &mut Call<'_, '_>, x: ValueId, axis: usize, log: bool) -> Fallible<ValueId> {
     let shape = call.shape_of(x);
     let (outer, inner) = shape.0.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
     let flat = Shape([outer, &[Dim::fixed(fixed_count(inner)?)]].concat());
@@ -159,9 +164,7 @@ fn flat_softmax(call: &mut Call<'_, '_>, x: ValueId, axis: usize, log: bool) -> 
     if log {
         y = call.push(Op::Log {}, &[y])?;
     }
-    let value = call.reshape(y, shape)?;
-    call.give_value(value);
-    Ok(())
+    call.reshape(y, shape)
 }
 
 /// A vector over the channels, dimension 1 of a value of `rank` dimensions.

@@ -117,18 +117,23 @@ fn largest(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-/// The mean of everything, or a depthwise convolution with equal weights; for more than two dimensions a product with a constant matrix along each.
 fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
     let x = call.tensor(0)?;
+    let value = average_of(call, x)?;
+    call.give_value(value);
+    Ok(())
+}
+
+/// The average of a value over windows with the attributes of the node: the mean of everything, or a depthwise convolution
+/// with equal weights; for more than two dimensions a product with a constant matrix along each.
+pub(super) fn average_of(call: &mut Call<'_, '_>, x: ValueId) -> Fallible<ValueId> {
     let (axes, mut window) = axes(call, x)?;
     let count_padding = call.int_or("count_include_pad", 0)? != 0;
     if axes.len() > 2 {
         return average_by_axis(call, x, &axes, count_padding);
     }
     if axes.iter().all(|a| a.results == 1 && a.kernel == a.size && a.pads == (0, 0)) {
-        let value = call.push(Op::ReduceMean { axes: (2..axes.len() + 2).collect(), keep: true }, &[x])?;
-        call.give_value(value);
-        return Ok(());
+        return call.push(Op::ReduceMean { axes: (2..axes.len() + 2).collect(), keep: true }, &[x]);
     }
     // Windows that reach beyond the padding, which ceil_mode allows, see zeros there.
     for (pads, axis) in window.pads.iter_mut().zip(&axes) {
@@ -151,9 +156,7 @@ fn average(call: &mut Call<'_, '_>) -> Fallible<()> {
     let image = as_image(call, x)?;
     let result = call.push(op, &[image, weights])?;
     let result = from_image(call, result, shape.rank())?;
-    let value = corrected(call, result, &axes, count_padding)?;
-    call.give_value(value);
-    Ok(())
+    corrected(call, result, &axes, count_padding)
 }
 
 /// Averages over whole windows made averages over what counts.
@@ -175,7 +178,7 @@ fn corrected(call: &mut Call<'_, '_>, mut x: ValueId, axes: &[Axis], count_paddi
     Ok(x)
 }
 
-fn average_by_axis(call: &mut Call<'_, '_>, mut x: ValueId, axes: &[Axis], count_padding: bool) -> Fallible<()> {
+fn average_by_axis(call: &mut Call<'_, '_>, mut x: ValueId, axes: &[Axis], count_padding: bool) -> Fallible<ValueId> {
     for (i, &axis) in axes.iter().enumerate() {
         let weight = |o: usize, i: usize| {
             let offset = (i + axis.pads.0).checked_sub(o * axis.stride).filter(|d| d.is_multiple_of(axis.dilation));
@@ -184,8 +187,7 @@ fn average_by_axis(call: &mut Call<'_, '_>, mut x: ValueId, axes: &[Axis], count
         };
         x = map::linear(call, x, i + 2, axis.results, weight)?;
     }
-    call.give_value(x);
-    Ok(())
+    Ok(x)
 }
 
 #[cfg(test)]

@@ -1,22 +1,9 @@
 //! Advice for ops that are known and not supported.
 
-const QUANTIZED: &str = "quantized models are not read yet: give vitc the float model, it quantizes by itself";
 const CONTROL: &str = "control flow is not supported: trace the model with fixed shapes when exporting";
 const DATA: &str = "shapes that depend on the image are not supported";
 
 const ADVICE: &[(&[&str], &str)] = &[
-    (
-        &[
-            "QuantizeLinear",
-            "DequantizeLinear",
-            "DynamicQuantizeLinear",
-            "QLinearMatMul",
-            "QLinearConv",
-            "MatMulInteger",
-            "ConvInteger",
-        ],
-        QUANTIZED,
-    ),
     (&["If", "Loop", "Scan", "SequenceMap"], CONTROL),
     (&["NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK"], DATA),
     (&["GridSample"], "export with a fixed image size, so that positions need no interpolation"),

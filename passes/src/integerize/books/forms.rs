@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use egg::Id;
 use vitc_ir::{Elem, Op, Quant, TensorType};
 
+use super::fine_softmax::{fine_softmax, is_of_a_model};
 use super::qdq::vector;
 use crate::integerize::report::Error;
 use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
@@ -47,6 +48,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("shift-layernorm",    Approximate, "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    shift_layernorm),
         rule("deferred-softmax",   Approximate, ATTENTION,                                                  deferred_softmax),
         rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
+        rule("fine-softmax",       Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            fine_softmax),
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
         rule("log2-attention",     Approximate, LINEAR_ATTENTION,                                           log2_attention),
         rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
@@ -56,9 +58,12 @@ pub(super) fn rules() -> Vec<Rule> {
     rules
 }
 
+/// A row's maximum of `int.exp` with 8 bits is 255, of 7 bits and more.
+const PEAK_BITS: u32 = 7;
+
 static LEAK_FREE_NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| UNARY.iter().map(|(_, op)| *op).collect());
 
-fn quantize_target(m: &Match<'_>) -> Option<(Elem, Quant)> {
+pub(super) fn quantize_target(m: &Match<'_>) -> Option<(Elem, Quant)> {
     let q = m.attrs("?q")?;
     let Op::Quantize { to } = q.op else { return None };
     Some((to, q.quant?))
@@ -213,21 +218,34 @@ fn exponentials(m: &mut Match<'_>, scores: &TensorType) -> Option<Id> {
     let scale = scores.quant.as_ref()?.single()?;
     let (limit, multiplier, shift, table_bits, table) = arith::exp_constants(scale)?;
     let op = Op::IntExp { limit, multiplier, shift, table_bits };
-    let error = sample::exp_error(&op, &table, scores)?;
+    let error = sample::exp_error(&op, [&table, &[]], scores)?;
     if !m.admit("softmax", "deferred", cost::softmax(scores), error) {
         return None;
     }
     let ty = vector(Elem::I32, table.len());
     let table = m.constant_of("exp2.table", ty, &table);
-    let operand = m.var("?s")?;
+    let operand = scores_in_i16(m, scores)?;
     // what one step means varies from row to row; the annotation says the largest
     m.apply(op, Some(Quant::per_tensor(1.0 / 255.0, 0)), &[operand, table])
 }
 
-/// The row's reciprocal times `factor` as a dyadic number: (reciprocal op, shift). The numerator has 38 bits: a row's sum is
-/// at least 255, so the quotient fits 31 bits, and at a sum of 255 * 1024 it still has 20.
-fn row_reciprocal(factor: f64) -> Option<(Op, u32)> {
-    let shift = 37 - arith::exponent(factor);
+/// Scores as the exponential takes them: those that a model rounds to `u8` in a signed type; softmax does not see the offset.
+pub(super) fn scores_in_i16(m: &mut Match<'_>, scores: &TensorType) -> Option<Id> {
+    let operand = m.var("?s")?;
+    if scores.elem != Elem::U8 {
+        return Some(operand);
+    }
+    let one = m.i32_vector("one", &[2]);
+    let axis = scores.shape.rank().checked_sub(1)?;
+    let op = Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to: Elem::I16 };
+    m.apply(op, scores.quant.clone(), &[operand, one])
+}
+
+/// The row's reciprocal times `factor` as a dyadic number: (reciprocal op, shift). A row's sum is at least its maximum, of
+/// `2^peak_bits` or more, and the numerator has 31 bits beyond those, so the quotient fits 31 bits; at a sum of 1024 times
+/// the maximum it still has 20.
+fn row_reciprocal(factor: f64, peak_bits: u32) -> Option<(Op, u32)> {
+    let shift = 30 + peak_bits as i32 - arith::exponent(factor);
     let numerator = (factor * 2f64.powi(shift)).round();
     (1..=62).contains(&shift).then_some((Op::IntReciprocal { numerator: numerator as i64 }, shift as u32))
 }
@@ -235,8 +253,12 @@ fn row_reciprocal(factor: f64) -> Option<(Op, u32)> {
 fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
     let (scores, values) = (m.ty("?s")?, m.ty("?v")?);
+    // a map on a grid of the model's own is rounded to it, as the model does
+    if is_of_a_model(&m.attrs("?qp")?.quant?) {
+        return None;
+    }
     let value_quant = values.quant?;
-    let (reciprocal, shift) = row_reciprocal(value_quant.single()? / target.single()?)?;
+    let (reciprocal, shift) = row_reciprocal(value_quant.single()? / target.single()?, PEAK_BITS)?;
     let exp = exponentials(m, &scores)?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
@@ -251,20 +273,33 @@ fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
 /// Softmax that no product follows: normalised here.
 fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
-    if m.options().nonlinear == crate::integerize::Nonlinear::Shift {
+    if m.options().nonlinear == crate::integerize::Nonlinear::Shift || is_of_a_model(&target) {
         return None;
     }
     let scores = m.ty("?s")?;
-    let (reciprocal, shift) = row_reciprocal(1.0 / target.single()?)?;
     let exp = exponentials(m, &scores)?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
-    let reciprocals = m.apply(reciprocal, None, &[sums])?;
     let one = m.i32_vector("one", &[2]);
     let wide =
         m.apply(Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to: Elem::I32 }, None, &[exp, one])?;
+    let factor = 1.0 / target.single()?;
+    normalised(m, wide, sums, factor, PEAK_BITS, (to, target))
+}
+
+/// Rows of 32 bits over their sums, times `factor`, on a grid.
+pub(super) fn normalised(
+    m: &mut Match<'_>,
+    rows: Id,
+    sums: Id,
+    factor: f64,
+    peak_bits: u32,
+    (to, target): (Elem, Quant),
+) -> Option<Id> {
+    let (reciprocal, shift) = row_reciprocal(factor, peak_bits)?;
+    let reciprocals = m.apply(reciprocal, None, &[sums])?;
     let op = Op::IntRequantRows { shift, zero_point: target.zero_point.into(), to };
-    m.apply(op, Some(target), &[wide, reciprocals])
+    m.apply(op, Some(target), &[rows, reciprocals])
 }
 
 /// Shiftmax with a 16-bit map. The scores go to a scale of a power of two chosen so that the row's sum fits 31 bits with all

@@ -1,5 +1,6 @@
 //! The rule books. Laws are in RULES.md beside this folder's parent.
 
+mod fine_softmax;
 pub mod forms;
 pub mod qdq;
 
