@@ -126,9 +126,10 @@ fn grid(call: &mut Call<'_, '_>, at: At, data_type: i32, shape: &Shape) -> Falli
         None => vec![0],
     };
     let given = zero_type(call, at)?.unwrap_or(data_type);
-    // `u16` are `i16` inside, so between those the module cannot tell
-    let wide = |t: i32| matches!(t, dtype::INT16 | dtype::UINT16);
-    if given != data_type && !(wide(given) && wide(data_type)) {
+    // of computed integers only the type that holds them is known
+    let computed = call.slot(at.x)?.tensor.is_none();
+    let held = |t: i32| tensor::held_as(t).map(|(elem, _)| elem);
+    if given != data_type && !(computed && held(given) == held(data_type)) {
         wrong.push(format!("the zero point is {}, the integers are {}", dtype::name(given), dtype::name(data_type)));
     }
     let (low, high) = limits(given);
