@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use vitc_ir::{Class, Module, Op, Stage};
 use vitc_passes::integerize::report::{Accumulator, Error, Region, Site};
+use vitc_passes::quantize;
 
 use super::source::{self, CompileFlags};
 use super::{Global, say};
@@ -89,7 +90,16 @@ fn sections(module: &Module, journal: &Journal) -> Vec<Section> {
     let section = |key, title: &str, body| Section { key, title: title.to_owned(), body };
     let report = journal.integerized.as_ref();
     let of_report = |body: Option<Table>| body.map_or(Body::Nothing(LATE), Body::Table);
+    let quantization = match quantize::counts_of(module) {
+        Some(counts) => {
+            let mut record = Record::new();
+            record.field("given", counts.given).field("calibrated", counts.calibrated);
+            Body::Record(record)
+        }
+        None => Body::Nothing("(the model came in float: everything is calibrated)"),
+    };
     vec![
+        section("quantization", "Quantization of values that came with the model", quantization),
         section("rules", "Rules fired", Body::Table(rules(journal))),
         section("sites", "Integer forms of nonlinear ops", of_report(report.map(|r| sites(&r.sites)))),
         section("saturation", "Saturation, region by region", of_report(report.map(|r| regions(&r.regions)))),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vitc_ir::{Diagnostic, Diagnostics, Module, Stage, TensorType, text};
+use vitc_passes::quantize;
 
 use super::source::{self, Kind};
 use super::{Global, say};
@@ -117,17 +118,27 @@ fn of_onnx(path: &Path, deep: bool) -> Result<Facts> {
     facts.ops = found.op_histogram;
     facts.unsupported = found.unsupported;
     if facts.unsupported.0.is_empty() {
-        facts.unsupported = beyond_import(path, deep)?;
+        facts.unsupported = beyond_import(path, deep, &mut facts.record)?;
     }
     Ok(facts)
 }
 
+/// Notes where the quantization of a quantized model comes from.
+fn quantization(module: &Module, record: &mut Record) {
+    if let Some(counts) = quantize::counts_of(module) {
+        record.field("quantization_given", counts.given).field("quantization_calibrated", counts.calibrated);
+    }
+}
+
 /// What a model that imports still lacks: the float rooms need no calibration; `deep` lowers it on noise.
-fn beyond_import(path: &Path, deep: bool) -> Result<Diagnostics> {
+fn beyond_import(path: &Path, deep: bool, record: &mut Record) -> Result<Diagnostics> {
     let compiler = Compiler::new().calibration(Calibration::Synthetic { images: 1 });
     let to = if deep { Stage::Plan } else { Stage::Shape };
     match compiler.advance(compiler.import(path)?, to) {
-        Ok(_) => Ok(Diagnostics::default()),
+        Ok((module, _)) => {
+            quantization(&module, record);
+            Ok(Diagnostics::default())
+        }
         Err(e) => match e.downcast::<Failure>()? {
             Failure::Unsupported(found) => Ok(found),
             other => Err(other.into()),
@@ -148,6 +159,7 @@ fn of_module(path: &Path, kind: Kind) -> Result<Facts> {
         .field("content_hash", content_hash(&module)?);
     let preprocess = preprocess_of(&module)?.map_or("none".to_owned(), |p| p.to_string());
     facts.record.field("preprocessing", preprocess);
+    quantization(&module, &mut facts.record);
     let ports = module.inputs.iter().map(|i| ("input", &i.name, i.value));
     for (direction, name, value) in ports.chain(module.outputs.iter().map(|o| ("output", &o.name, o.value))) {
         let ty = module.ty(value);

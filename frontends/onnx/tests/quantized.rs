@@ -316,6 +316,86 @@ fn rows_and_images() {
     check_kept(contrib(build.node("QLinearConcat", &parts, &["yq"], vec![int("axis", 1)])), &joined);
 }
 
+/// Of a float input, the reference being written here.
+#[track_caller]
+fn check_contrib(op: &str, operands: &[&str], attrs: Vec<onnx_protobuf::AttributeProto>, expected: &[f64]) {
+    let build = Build::new(17).input("x", &[D::Is(2), D::Is(3)]).floats("b", &[3], &[0.1, -0.2, 0.3]).floats(
+        "g",
+        &[3],
+        &[1.0, 2.0, 0.5],
+    );
+    check(contrib(build.node(op, operands, &["y"], attrs)).output("y"), expected);
+}
+
+/// The error function by its series, for small arguments.
+fn erf(x: f64) -> f64 {
+    let mut term = x;
+    let mut sum = x;
+    for n in 1..60 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+#[test]
+fn float_ops_of_the_optimizer() {
+    let erf_gelu = |v: f64| v * 0.5 * (1.0 + erf(v / std::f64::consts::SQRT_2));
+    let tanh_gelu =
+        |v: f64| 0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh());
+    let plain = X.map(f64::from);
+    let bias = [0.1f32, -0.2, 0.3].map(f64::from);
+    let biased: Vec<f64> = plain.iter().enumerate().map(|(i, v)| v + bias[i % 3]).collect();
+    let of = |x: &[f64], f: &dyn Fn(f64) -> f64| x.iter().map(|&v| f(v)).collect::<Vec<_>>();
+    check_contrib("Gelu", &["x"], vec![], &of(&plain, &erf_gelu));
+    check_contrib("BiasGelu", &["x", "b"], vec![], &of(&biased, &erf_gelu));
+    check_contrib("FastGelu", &["x", "b"], vec![], &of(&biased, &tanh_gelu));
+    check_contrib("QuickGelu", &["x"], vec![float("alpha", 1.5)], &of(&plain, &|v| v / (1.0 + (-1.5 * v).exp())));
+    let gram = |i: usize, j: usize| (0..3).map(|k| plain[3 * i + k] * plain[3 * j + k]).sum::<f64>() * 0.5;
+    let attrs = vec![int("transB", 1), float("alpha", 0.5)];
+    check_contrib("FusedMatMul", &["x", "x"], attrs, &[gram(0, 0), gram(0, 1), gram(1, 0), gram(1, 1)]);
+    let norm = |row: &[f64]| {
+        let sum: Vec<f64> = row.iter().enumerate().map(|(c, v)| 2.0 * v + bias[c]).collect();
+        let mean = sum.iter().sum::<f64>() / 3.0;
+        let deviation = (sum.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 3.0 + 1e-5).sqrt();
+        (0..3).map(|c| (sum[c] - mean) / deviation * [1.0, 2.0, 0.5][c] + bias[c]).collect::<Vec<_>>()
+    };
+    let rows: Vec<f64> = plain.chunks(3).flat_map(norm).collect();
+    check_contrib("SkipLayerNormalization", &["x", "x", "g", "b", "b"], vec![float("epsilon", 1e-5)], &rows);
+}
+
+#[test]
+fn attention_of_one_product() {
+    let weight: Vec<i32> = (0..54).map(|i| i * 37 % 101 - 50).collect();
+    let real: Vec<f32> = weight.iter().map(|&w| w as f32 * 0.02).collect();
+    let common = |b: Build| b.floats("bias", &[18], &[0.05; 18]).floats("w", &[3, 18], &real);
+    let heads = || vec![int("num_heads", 2)];
+    let expected = |x: &[f64]| {
+        let at = |row: usize, column: usize| {
+            (0..3).map(|k| x[3 * row + k] * f64::from(real[18 * k + column])).sum::<f64>() + 0.05
+        };
+        let mut y = vec![0.0; 12];
+        for (head, row) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let score = |other: usize| {
+                (0..3).map(|c| at(row, 3 * head + c) * at(other, 6 + 3 * head + c)).sum::<f64>() / 3f64.sqrt()
+            };
+            let e = [score(0).exp(), score(1).exp()];
+            for c in 0..3 {
+                let sum = e[0] * at(0, 12 + 3 * head + c) + e[1] * at(1, 12 + 3 * head + c);
+                y[6 * row + 3 * head + c] = sum / (e[0] + e[1]);
+            }
+        }
+        y
+    };
+    let float = common(Build::new(17).input("x", &[D::Is(1), D::Is(2), D::Is(3)]));
+    let float = contrib(float.node("Attention", &["x", "w", "bias"], &["y"], heads())).output("y");
+    check(float, &expected(&X.map(f64::from)));
+    let build = common(start(&[1, 2, 3])).tensor(integers("wq", I8, &[3, 18], &weight)).floats("ws", &[], &[0.02]);
+    let build = build.tensor(integers("wz", I8, &[], &[0]));
+    let operands = ["xq", "wq", "bias", "xs", "ws", "", "xz", "wz"];
+    check(contrib(build.node("QAttention", &operands, &["y"], heads())).output("y"), &expected(&x()));
+}
+
 #[test]
 fn every_quantized_op_is_in_a_test() {
     let source = include_str!("quantized.rs");

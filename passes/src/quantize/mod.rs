@@ -14,7 +14,9 @@ mod sites;
 mod tests;
 mod weights;
 
-use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Op};
+use std::collections::BTreeSet;
+
+use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Op, Stage};
 
 pub use observe::{Calibration, observe};
 pub use weights::{WeightBits, WeightChoice};
@@ -59,20 +61,44 @@ pub fn run(module: &Module, calibration: &Calibration, options: &QuantOptions) -
     Ok(quantized)
 }
 
-/// Key of the note of how many sites of a quantized model keep the model's quantization.
-pub const GIVEN_KEY: &str = "quantization.given";
-/// Key of the note of how many sites of a quantized model have a range from calibration.
-pub const CALIBRATED_KEY: &str = "quantization.calibrated";
+/// Key of the note of how many values of a quantized model keep the model's quantization.
+const GIVEN_KEY: &str = "quantization.given";
+/// Key of the note of how many values of a quantized model have a range from calibration.
+const CALIBRATED_KEY: &str = "quantization.calibrated";
 
 /// Notes what came from the model, when it came quantized.
 fn note(module: &Module, sites: &sites::Sites, to: &mut Module) {
-    if !is_quantized(module) {
-        return;
+    if let Some(counts) = counts(module, sites) {
+        to.meta.insert(GIVEN_KEY.into(), counts.given.to_string());
+        to.meta.insert(CALIBRATED_KEY.into(), counts.calibrated.to_string());
     }
-    let open = range::to_observe(module, sites).len();
-    let values: std::collections::BTreeSet<_> = sites.values().filter(|&v| module.const_of(v).is_none()).collect();
-    to.meta.insert(GIVEN_KEY.into(), (values.len() - open).to_string());
-    to.meta.insert(CALIBRATED_KEY.into(), open.to_string());
+}
+
+/// Where the quantization of the values of a quantized model comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// From the model.
+    pub given: usize,
+    /// From calibration, where there is one.
+    pub calibrated: usize,
+}
+
+fn counts(module: &Module, sites: &sites::Sites) -> Option<Counts> {
+    if !is_quantized(module) {
+        return None;
+    }
+    let calibrated = range::to_observe(module, sites).len();
+    let values: BTreeSet<_> = sites.values().filter(|&v| module.const_of(v).is_none()).collect();
+    Some(Counts { given: values.len() - calibrated, calibrated })
+}
+
+/// The counts of a module of any stage; `None` when it did not come quantized, or is of a stage that cannot tell yet.
+pub fn counts_of(module: &Module) -> Option<Counts> {
+    if module.stage == Stage::Shape {
+        return counts(module, &sites::Sites::of(module));
+    }
+    let number = |key: &str| module.meta.get(key)?.parse().ok();
+    Some(Counts { given: number(GIVEN_KEY)?, calibrated: number(CALIBRATED_KEY)? })
 }
 
 /// Whether a module of stage `shape` or before came quantized: it has `quantize` or `dequantize` of its own.

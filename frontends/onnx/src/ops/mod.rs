@@ -4,6 +4,7 @@ mod activation;
 mod arithmetic;
 mod attention;
 mod constant;
+mod contrib;
 mod einsum;
 mod index;
 mod layout;
@@ -55,7 +56,7 @@ const TABLES: [Table; 19] = [
 ];
 
 /// Ops of the domain that onnxruntime's tools write, and those of the default domain that they write into it.
-const CONTRIB: [Table; 2] = [qlinear::CONTRIB, quantized::OPS];
+const CONTRIB: [Table; 3] = [contrib::OPS, qlinear::CONTRIB, quantized::OPS];
 const CONTRIB_DOMAIN: &str = "com.microsoft";
 
 /// Every op of the default domain that import reads, in alphabetical order.

@@ -23,7 +23,7 @@ fn fixed_count(dims: &[Dim]) -> Fallible<usize> {
 }
 
 /// `layernorm` over the dimensions of `x` from `axis` on, with the scale and bias that are there.
-fn normalise(
+pub(super) fn normalise(
     call: &mut Call<'_, '_>,
     x: ValueId,
     axis: usize,
