@@ -5,7 +5,7 @@
 //! for head                      an image's head; items are rows, so that threads share few heads evenly
 //!   pack keys, pack values
 //!   for chunk of rows           scores and weights of a chunk stay in L2
-//!     scores  = q k             i32
+//!     scores  = q k             i32, and what is added to them
 //!     weights = exp(scores)     u8, each row's maximum 255
 //!     sums    = sum of weights, reciprocals = numerator / sums
 //!     out     = (weights v) * reciprocal >> shift
@@ -28,6 +28,8 @@ pub(crate) struct Attention {
     pub sizes: Vec<Dim>,
     /// Where q, k, v and the result of each head lie; q and the result have a stride for rows too.
     pub heads: [Operand; 4],
+    /// Where each head's rows of what is added to the scores lie; inputs of the scores' lane program.
+    pub biases: Vec<Operand>,
     /// q times k, of one head.
     pub scores: Gemm,
     pub exp: Rows,
@@ -48,13 +50,14 @@ struct Scratch {
 }
 
 /// One head: where its operands lie, what was packed of it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Head<'s> {
     q: Value,
     k: Value,
     v: Value,
     out: Value,
     table: Value,
+    biases: Vec<Value>,
     keys: Right,
     values: Right,
     scratch: &'s Scratch,
@@ -104,8 +107,19 @@ impl Attention {
             let keys = e.part(&[q, k], count, scratch.keys, |e| self.scores.right(e, &[]));
             let values = e.part(&[q, v], count, scratch.values, |e| self.values.right(e, &[]));
             let table = e.arg(4);
-            self.chunks(e, &Head { q, k, v, out, table, keys, values, scratch: &scratch }, count);
+            let biases = self.biases_of(e, lead, from);
+            self.chunks(e, &Head { q, k, v, out, table, biases, keys, values, scratch: &scratch }, count);
         });
+    }
+
+    /// Row `from` of a head's biases.
+    pub(crate) fn biases_of(&self, e: &mut Emit<'_>, lead: &[Value], from: Value) -> Vec<Value> {
+        let one = |e: &mut Emit<'_>, n: usize, o: &Operand| {
+            let pointer = e.arg(5 + n);
+            let base = o.base(e, pointer, lead);
+            e.at(base, from, o.row_stride())
+        };
+        self.biases.iter().enumerate().map(|(n, o)| one(e, n, o)).collect()
     }
 
     fn scratch(&self, e: &mut Emit<'_>) -> Scratch {
@@ -125,7 +139,8 @@ impl Attention {
             let rows = e.b.ins().smin(left, most);
             let q = e.at(head.q, i, self.heads[0].row_stride());
             let out = e.at(head.out, i, self.heads[3].row_stride());
-            self.chunk_of(e, &Head { q, out, ..*head }, rows);
+            let biases = self.biases.iter().zip(&head.biases).map(|(o, &b)| e.at(b, i, o.row_stride())).collect();
+            self.chunk_of(e, &Head { q, out, biases, ..head.clone() }, rows);
             Vec::new()
         });
     }
@@ -134,7 +149,9 @@ impl Attention {
     fn chunk_of(&self, e: &mut Emit<'_>, head: &Head<'_>, rows: Value) {
         let s = head.scratch;
         let zero = e.iconst(0);
-        e.part(&[head.q, head.k, s.scores], rows, s.keys, |e| self.scores.multiply(e, &[], &head.keys, zero, rows));
+        let mut args = vec![head.q, head.k, s.scores, s.scores];
+        args.extend(&head.biases);
+        e.part(&args, rows, s.keys, |e| self.scores.multiply(e, &[], &head.keys, zero, rows));
         e.part(&[s.scores, head.table, s.weights], rows, s.keys, |e| self.exp.emit(e));
         e.part(&[s.weights, s.sums], rows, s.keys, |e| self.sum.emit(e));
         e.part(&[s.sums, s.reciprocals], rows, s.keys, |e| self.reciprocal.emit(e));

@@ -234,8 +234,8 @@ ops! {
     FusedConv2d = "fused.conv2d" Fused ["x", "w", "extras..."] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, layout: ImageLayout, x_zero: i64, lane: LaneName, to: Elem } infer::fused_conv;
     /// A lane program applied element by element; `shape` is the result's.
     FusedMap = "fused.map" Fused ["xs..."] { shape: Shape, lane: LaneName, to: Elem } infer::fused_map;
-    /// Attention with deferred normalisation, a composition of other ops: `e = int.exp(int.matmul(q, k), table)`, `r = int.reciprocal(int.reduce_sum(e))` along rows, `y = int.requant_rows(int.matmul(e, v), r)`, and the result is `transpose(y)` by `perm`. `q_zero`, `k_zero` and `v_zero` are the zero points of the products; `limit`, `multiplier`, `exp_shift` and `table_bits` belong to the exponential, `shift`, `zero_point` and `to` to the requantize. `k` is [D, keys] in its last two dimensions.
-    FusedAttention = "fused.attention" Fused ["q", "k", "v", "table"] { q_zero: i64, k_zero: i64, v_zero: i64, limit: i64, multiplier: i64, exp_shift: u32, table_bits: u32, numerator: i64, shift: u32, zero_point: i64, perm: Vec<usize>, to: Elem } infer::fused_attention;
+    /// Attention with deferred normalisation, a composition of other ops: `s = int.matmul(q, k)` to which each of `biases` is added in turn by `int.add` in `i32`, `e = int.exp(s, table)`, `r = int.reciprocal(int.reduce_sum(e))` along rows, `y = int.requant_rows(int.matmul(e, v), r)`, and the result is `transpose(y)` by `perm`. `q_zero`, `k_zero` and `v_zero` are the zero points of the products; `limit`, `multiplier`, `exp_shift` and `table_bits` belong to the exponential, `shift`, `zero_point` and `to` to the requantize. `k` is [D, keys] in its last two dimensions.
+    FusedAttention = "fused.attention" Fused ["q", "k", "v", "table", "biases..."] { q_zero: i64, k_zero: i64, v_zero: i64, limit: i64, multiplier: i64, exp_shift: u32, table_bits: u32, numerator: i64, shift: u32, zero_point: i64, perm: Vec<usize>, to: Elem } infer::fused_attention;
 }
 
 impl Op {

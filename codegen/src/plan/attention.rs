@@ -15,7 +15,7 @@ use crate::kernel::Spec;
 use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work};
 use crate::view::{Lin, View};
-use crate::wide::attention::WideAttention;
+use crate::wide::attention::{LARGEST_BIAS, WideAttention};
 
 /// One of q, k, v and the result: where its elements lie, over all heads.
 struct Side {
@@ -59,7 +59,10 @@ impl<M: Backend> Planner<'_, M> {
         let mut args = vec![q.buffer, k.buffer, v.buffer, out.buffer];
         let mut table = Vec::new();
         let exp = self.work(node, &mut args, &mut table)?;
-        let (mut sizes, heads) = heads([&q, &k, &v, &out], lead)?;
+        let biases =
+            node.operands[4..].iter().map(|&v| self.side(v, lead, [rows, keys])).collect::<Lowered<Vec<_>>>()?;
+        args.extend(biases.iter().map(|b| b.buffer));
+        let (mut sizes, heads, biases) = heads([&q, &k, &v, &out], &biases, lead)?;
         sizes.push(rows.into());
         let row = Operand { columns: Columns::Stride(0), ..scratch(Elem::I32, 1) };
         let weights = scratch(Elem::U8, keys);
@@ -69,7 +72,8 @@ impl<M: Backend> Planner<'_, M> {
         let value_zeros = zero_points(Elem::U8, 0, v.elem, v_zero)?;
         let spec = Attention {
             heads,
-            scores: self.scores(&q, &k, size, zeros)?,
+            scores: self.scores(&q, &k, &biases, size, zeros)?,
+            biases,
             exp: over_rows(exp, [scratch(Elem::I32, keys), table.remove(0), weights.clone()].into()),
             sum: over_rows(Work::Sum, vec![weights, row]),
             reciprocal: Rows { c: 1, ..reciprocal },
@@ -112,6 +116,10 @@ impl<M: Backend> Planner<'_, M> {
         } else {
             None
         };
+        let within = |c: &Const| c.ints().iter().all(|v| v.abs() <= LARGEST_BIAS);
+        if !node.operands[4..].iter().all(|&v| self.const_of(v).is_some_and(within)) {
+            return Ok(None);
+        }
         let table = self.const_of(node.operands[3]).map(Const::ints);
         let wide = table.and_then(|table| WideAttention::of(narrow, &table, table_bits, tiled.as_ref()));
         let Some(wide) = wide else { return Ok(None) };
@@ -125,9 +133,11 @@ impl<M: Backend> Planner<'_, M> {
         Ok(Side { buffer, view: view.broadcast(&ty.shape, &whole), elem: ty.elem })
     }
 
-    /// q times k of one head.
-    fn scores(&self, q: &Side, k: &Side, size: Sizes, zeros: (i64, i64)) -> Lowered<Gemm> {
+    /// q times k of one head, plus its biases.
+    fn scores(&self, q: &Side, k: &Side, biases: &[Operand], size: Sizes, zeros: (i64, i64)) -> Lowered<Gemm> {
         let rank = q.view.dims.len();
+        let in_head =
+            |o: &Operand| Operand { offset: Lin::ZERO, rows: o.rows[o.rows.len() - 1..].to_vec(), ..o.clone() };
         Ok(Gemm {
             sizes: vec![size.rows.into()],
             k: size.d,
@@ -138,8 +148,8 @@ impl<M: Backend> Planner<'_, M> {
             a_zero: zeros.0,
             b_zero: zeros.1,
             out: scratch(Elem::I32, size.keys),
-            extras: vec![],
-            lane: self.lane(&bias_program(&[]), &[None])?,
+            extras: biases.iter().map(in_head).collect(),
+            lane: self.lane(&sum_program(biases.len()), &vec![None; biases.len() + 1])?,
         })
     }
 
@@ -183,17 +193,35 @@ fn scratch(elem: Elem, columns: usize) -> Operand {
     Operand { elem, offset: Lin::ZERO, rows: vec![Lin::fixed(columns as i64)], columns: Columns::Stride(1) }
 }
 
-/// The loops over heads that all sides share, and where each side's heads lie in them.
-fn heads(sides: [&Side; 4], lead: &[Dim]) -> Lowered<(Vec<Dim>, [Operand; 4])> {
-    let views: Vec<(&View, Elem)> = sides.iter().map(|s| (&s.view, s.elem)).collect();
+/// The loops over heads that all sides share, and where each side's and each bias's heads lie in them.
+fn heads(sides: [&Side; 4], biases: &[Side], lead: &[Dim]) -> Lowered<(Vec<Dim>, [Operand; 4], Vec<Operand>)> {
+    let all: Vec<&Side> = sides.into_iter().chain(biases).collect();
+    let views: Vec<(&View, Elem)> = all.iter().map(|s| (&s.view, s.elem)).collect();
     let dims: Vec<usize> = (0..lead.len()).collect();
-    let (sizes, mut operands) = joint(&views, &Shape(lead.to_vec()), &dims, &[Columns::Same; 4])?;
-    for n in [0, 3] {
-        let row = single_stride(&sides[n].view.dims[lead.len()])?;
+    let mut columns = vec![Columns::Same; 4];
+    for bias in biases {
+        let rank = bias.view.dims.len();
+        columns.push(Columns::of(&bias.view.flat(rank - 1..rank))?);
+    }
+    let (sizes, mut operands) = joint(&views, &Shape(lead.to_vec()), &dims, &columns)?;
+    for n in [0, 3].into_iter().chain(4..all.len()) {
+        let row = single_stride(&all[n].view.dims[lead.len()])?;
         operands[n].rows.push(Lin::fixed(row));
         operands[n].check_rows()?;
     }
-    Ok((sizes, operands.try_into().map_err(|_| "four sides")?))
+    let biases = operands.split_off(4);
+    Ok((sizes, operands.try_into().map_err(|_| "four sides")?, biases))
+}
+
+/// Accumulators plus this many inputs.
+fn sum_program(biases: usize) -> Program {
+    let mut program = bias_program(&[]);
+    for n in 1..=biases as u32 {
+        program.inputs.push(Input { elem: Elem::I32, access: Access::Element });
+        let sum = program.insts.len() as u32 - 1;
+        program.insts.extend([Inst::Load(n), Inst::Add(sum, sum + 1)]);
+    }
+    program
 }
 
 /// `x` with `unpermuted(x, perm)[perm[i]] = x[i]`.

@@ -61,7 +61,7 @@ impl<M: Backend> Planner<'_, M> {
         match node.op {
             Op::IntExp { limit, multiplier, shift, table_bits }
             | Op::FusedAttention { limit, multiplier, exp_shift: shift, table_bits, .. } => {
-                let table = node.operands[node.operands.len() - 1];
+                let table = node.operands[if matches!(node.op, Op::FusedAttention { .. }) { 3 } else { 1 }];
                 let table = self.const_of(table).ok_or("the table is not constant")?.ints();
                 let composed = exp_table(&table, table_bits, (limit * multiplier) >> shift)?;
                 let entries = composed.len();

@@ -167,6 +167,27 @@ fn exponentials_that_need_more_than_sixteen_bits_or_have_other_tables() {
     }
 }
 
+/// Relative positions of each head and masks of each window are added to the scores.
+#[test]
+fn biases_of_the_scores() {
+    for (windows, heads, tokens, d) in [(1, 2, 5, 8), (3, 2, 49, 32), (4, 1, 64, 16), (2, 3, 17, 16), (2, 1, 70, 16)] {
+        let mut m = module();
+        let mut r = Random(tokens as u64);
+        let case = Case { perm: vec![0, 1, 3, 2, 4], ..usual(SHORT) };
+        let split = batched(&[windows, tokens, heads, d]);
+        let [q, k, v] = [(0, [0, 1, 3, 2, 4]), (1, [0, 1, 3, 4, 2]), (2, [0, 1, 3, 2, 4])].map(|(n, perm)| {
+            let x = input(&mut m, case.elems[n], batched(&[windows * tokens, heads * d]));
+            let x = view(&mut m, Op::Reshape { shape: split.clone() }, &[x]);
+            view(&mut m, Op::Transpose { perm: perm.to_vec() }, &[x])
+        });
+        let table = SHORT.table(&mut m);
+        let positions = random_constant(&mut m, &mut r, Elem::I32, &[1, 1, heads, tokens, tokens], -40_000, 40_000);
+        let masks = random_constant(&mut m, &mut r, Elem::I32, &[1, windows, 1, tokens, tokens], -(1 << 28), 0);
+        let y = node(&mut m, case.op(), &[q, k, v, table, positions, masks]);
+        check(&mut m, y, tokens as u64, &[]);
+    }
+}
+
 /// Queries, keys and values of different lengths, slices of one tensor, no batch, no transpose.
 #[test]
 fn cross_attention_over_slices() {

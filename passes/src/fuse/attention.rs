@@ -1,7 +1,7 @@
 //! Attention: the two products of a head with the softmax between them, as one `fused.attention`.
 //!
 //! ```text
-//! scores = int.matmul(q, k)         one use
+//! scores = int.matmul(q, k)         one use; then any number of int.add with constants, one use each
 //! e      = int.exp(scores, table)   two uses: the sum and the product
 //! sum    = int.reduce_sum(e)        one use
 //! r      = int.reciprocal(sum)      one use
@@ -12,7 +12,7 @@
 //!
 //! The transpose that brings heads and their columns together costs nothing when the result is stored in its order.
 
-use vitc_ir::{Def, Module, Node, Op, ValueId};
+use vitc_ir::{Def, Elem, Module, Node, Op, ValueId};
 
 use super::chain::users;
 
@@ -21,8 +21,8 @@ use super::chain::users;
 pub(super) struct Attention {
     /// Node indices; the last one computes the result.
     pub nodes: Vec<usize>,
-    /// `q`, `k`, `v` and `table`.
-    pub operands: [ValueId; 4],
+    /// `q`, `k`, `v`, `table` and what is added to the scores.
+    pub operands: Vec<ValueId>,
     /// The op that replaces them.
     pub op: Op,
 }
@@ -52,7 +52,13 @@ impl<'m> Finder<'m> {
         let Op::IntReduceSum { axis, keep: true } = sum.op else { return None };
         let (e, exp) = self.made(sum.operands[0], 2)?;
         let Op::IntExp { limit, multiplier, shift: exp_shift, table_bits } = exp.op else { return None };
-        let (x, scores) = self.made(exp.operands[0], 1)?;
+        let (mut sums, mut biases, mut scores) = (Vec::new(), Vec::new(), exp.operands[0]);
+        while let Some((n, bias)) = self.bias(scores) {
+            sums.insert(0, n);
+            biases.insert(0, bias);
+            scores = self.module.nodes[n].operands[0];
+        }
+        let (x, scores) = self.made(scores, 1)?;
         let Op::IntMatMul { a_zero: q_zero, b_zero: k_zero } = scores.op else { return None };
         let rank = self.module.ty(exp.result).shape.rank();
         let [q, k] = scores.operands[..] else { return None };
@@ -76,8 +82,16 @@ impl<'m> Finder<'m> {
             perm,
             to,
         };
-        let nodes = [x, e, s, r, p, n].into_iter().chain(moved.map(|(t, _)| t)).collect();
-        Some(Attention { nodes, operands: [q, k, v, exp.operands[1]], op })
+        let nodes = [x].into_iter().chain(sums).chain([e, s, r, p, n]).chain(moved.map(|(t, _)| t)).collect();
+        Some(Attention { nodes, operands: [vec![q, k, v, exp.operands[1]], biases].concat(), op })
+    }
+
+    /// The node that adds a constant to scores, and the constant.
+    fn bias(&self, v: ValueId) -> Option<(usize, ValueId)> {
+        let (n, node) = self.made(v, 1)?;
+        let constant =
+            matches!(node.op, Op::IntAdd { to: Elem::I32 }) && self.module.const_of(node.operands[1]).is_some();
+        constant.then(|| (n, node.operands[1]))
     }
 
     /// The node that makes a value with this many uses.

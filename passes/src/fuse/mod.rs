@@ -128,7 +128,7 @@ impl Fuse<'_> {
         let nodes = || attention.nodes.iter().map(|&n| &self.source.nodes[n]);
         let loc = join_locs(nodes().map(|n| n.loc.as_ref()));
         let result = nodes().next_back().map(|n| self.source.ty(n.result).clone()).expect("an attention has nodes");
-        let operands = attention.operands.map(|v| self.value(v));
+        let operands: Vec<ValueId> = attention.operands.iter().map(|&v| self.value(v)).collect();
         *self.fired.entry("attention".into()).or_default() += 1;
         self.target.push_typed(attention.op.clone(), &operands, result, loc)
     }

@@ -60,6 +60,7 @@ fn accumulator(module: &Module, node: &Node, result: Interval, known: &[Interval
         | Op::IntReduceSum { .. }
         | Op::IntReciprocal { .. }
         | Op::IntMul { .. }
+        | Op::IntAdd { to: Elem::I32 }
         | Op::IntShiftGelu { .. } => Some(result),
         Op::IntLayerNorm { guard, norm_bits, recip_bits, .. } => {
             Some(layernorm(module, node, *guard, *norm_bits, *recip_bits, operand(1), operand(2)))
@@ -108,6 +109,7 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
         }
         Op::IntMatMul { a_zero, b_zero } => matmul(module, node, operand(0), operand(1), *a_zero, *b_zero),
         Op::IntConv2d { x_zero, .. } => conv(module, node, operand(0), *x_zero),
+        Op::IntAdd { to: Elem::I32 } => Interval::new(operand(0).lo + operand(1).lo, operand(0).hi + operand(1).hi),
         Op::IntMul { a_zero, b_zero } => product(shifted(operand(0), *a_zero), shifted(operand(1), *b_zero)),
         Op::IntReduceSum { axis, .. } => {
             let shape = &module.ty(node.operands[0]).shape;

@@ -47,6 +47,7 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
     let weights = constant || given::integers(module, v).is_some();
     let integer = |role| if constant { Demand::Plain } else { Demand::Integer(role) };
     match (&node.op, i) {
+        (Op::Add {}, _) if only_biases_scores(module, node.result) => Demand::Plain,
         (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
         (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some_and(|s| s != v) => Demand::Plain,
         (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some() => Demand::Integer(Role::Unsigned),
@@ -160,6 +161,28 @@ fn only_scales_scores(module: &Module, v: ValueId) -> bool {
     module.node_of(v).is_some_and(scalar) && users.peek().is_some() && users.all(|n| matches!(n.op, Op::Softmax {}))
 }
 
+/// A constant added between a product of two activations and softmax (relative positions, masks) joins the accumulators.
+fn only_biases_scores(module: &Module, v: ValueId) -> bool {
+    let users = |v: ValueId| module.nodes.iter().filter(move |n| n.operands.contains(&v));
+    let below = |v: ValueId| match users(v).collect::<Vec<_>>()[..] {
+        [n] => Some(n),
+        _ => None,
+    };
+    let is_bias = |n: &vitc_ir::Node| matches!(n.op, Op::Add {}) && module.const_of(n.operands[1]).is_some();
+    let mut top = v;
+    while let Some(node) = module.node_of(top).filter(|n| is_bias(n)) {
+        top = node.operands[0];
+    }
+    let product = |n: &vitc_ir::Node| matches!(n.op, Op::MatMul {}) && module.const_of(n.operands[1]).is_none();
+    let scaled = module.node_of(top).filter(|n| matches!(n.op, Op::Mul {}) && module.const_of(n.operands[1]).is_some());
+    let source = scaled.map_or(top, |n| n.operands[0]);
+    let mut bottom = below(v);
+    while let Some(node) = bottom.filter(|n| is_bias(n)) {
+        bottom = below(node.result);
+    }
+    top != v && module.node_of(source).is_some_and(product) && bottom.is_some_and(|n| matches!(n.op, Op::Softmax {}))
+}
+
 /// A value in a role.
 pub(crate) type Site = (ValueId, Role);
 
@@ -183,7 +206,8 @@ impl Sites {
                     sites.join_origins(module, v, role);
                 }
             }
-            if matches!(node.op, Op::Add {} | Op::Sub {}) && chain_source(module, node.result).is_none() {
+            let sums = matches!(node.op, Op::Add {} | Op::Sub {}) && chain_source(module, node.result).is_none();
+            if sums && !only_biases_scores(module, node.result) {
                 sites.join_sum(module, node);
             }
         }

@@ -3,6 +3,7 @@
 mod groups;
 mod images;
 pub(crate) mod movement;
+mod windows;
 
 use vitc_ir::{Diagnostic, Diagnostics, Module, Stage};
 
@@ -12,7 +13,7 @@ use crate::clean::draft::{Draft, Fired};
 pub fn run(module: &Module) -> Result<Module, Diagnostics> {
     check_types(module)?;
     let mut draft = Draft::new(module.clone());
-    let rules = [images::RULES, movement::RULES].concat();
+    let rules = [images::RULES, movement::RULES, windows::RULES].concat();
     draft.saturate(&rules, firing_limit(module), &mut Fired::new());
     let settled = draft.finish(Stage::Shape);
     check_types(&settled)?;

@@ -29,7 +29,7 @@ use vitc_ir::{Dim, Elem};
 use self::pack::Pack;
 use self::rows::Rows;
 use self::scores::{BLOCK, Cut, Scores};
-use self::softmax::{Exp, Softmax};
+use self::softmax::{Biases, Exp, Softmax};
 use super::asm::{Asm, Assembled, at, k};
 use super::dot::TILE;
 use super::gemm::{WideGemm, clear, flip_signs};
@@ -47,6 +47,9 @@ use crate::view::{Factor, Lin, merge};
 const MOST: usize = 1024;
 /// Where the sums of keys that do not exist start: below any score of [`MOST`] products of bytes, with room to subtract.
 const NOTHING: i64 = -(1 << 30);
+/// Most and largest biases: scores with them stay above [`NOTHING`].
+const MOST_BIASES: usize = 2;
+pub(crate) const LARGEST_BIAS: i64 = 1 << 28;
 /// Weights of a chunk of rows.
 const CHUNK_BYTES: usize = 128 << 10;
 /// The mask of the last keys' bytes; in the packing leaf of the last columns' and of the last d's.
@@ -57,6 +60,8 @@ const TAIL: u8 = 2;
 pub(crate) struct WideAttention {
     sizes: Vec<Dim>,
     heads: [Operand; 4],
+    /// What is added to the scores of each head.
+    biases: Vec<Operand>,
     reading: Reading,
     d: usize,
     keys: usize,
@@ -125,12 +130,15 @@ impl WideAttention {
             && (*d_stride == 1 || d == 1)
             && (v.columns == Columns::Stride(1) || columns == 1)
             && a.values.out.columns == Columns::Stride(1)
+            && a.biases.len() <= MOST_BIASES
+            && a.biases.iter().all(|b| b.elem == Elem::I32 && (b.columns == Columns::Stride(1) || keys == 1))
             && !matches!(a.scores.reading, Reading::Direct { segments, run, .. } if segments * run != d)
             && is_supported(&a.values.lane);
         let exp = Exp::of(&a.exp.work, table, table_bits)?;
         let mut wide = WideAttention {
             sizes: a.sizes.clone(),
             heads: a.heads.clone(),
+            biases: a.biases.clone(),
             reading: a.scores.reading.clone(),
             d,
             keys,
@@ -266,6 +274,13 @@ impl WideAttention {
             });
             let mut q = e.at(q, from, self.heads[0].row_stride());
             let out = e.at(out, from, self.heads[3].row_stride());
+            let biases: Vec<Value> = (self.biases.iter().enumerate())
+                .map(|(n, o)| {
+                    let pointer = e.arg(5 + n);
+                    let base = o.base(e, pointer, &lead);
+                    e.at(base, from, o.row_stride())
+                })
+                .collect();
             let s = &scratch;
             e.call_leaf(self.first_leaf(), &[k, v, s.keys, s.values, s.corrections]);
             if self.is_copied() {
@@ -273,9 +288,10 @@ impl WideAttention {
                 q = s.copies;
             }
             match &self.tiled {
-                Some(product) => self.chunks(e, product, [q, out, count], s),
+                Some(product) => self.chunks(e, product, [q, out, count], &biases, s),
                 None => {
-                    let block = [q, out, count, s.keys, s.values, s.corrections, s.scores, s.weights, s.terms];
+                    let mut block = vec![q, out, count, s.keys, s.values, s.corrections, s.scores, s.weights, s.terms];
+                    block.extend(biases.iter().chain(&biases));
                     e.call_leaf(self.first_leaf() + 1, &block);
                 }
             }
@@ -293,7 +309,7 @@ impl WideAttention {
     }
 
     /// Both phases on tiles, chunk by chunk of rows.
-    fn chunks(&self, e: &mut Emit<'_>, product: &WideGemm, [q, out, count]: [Value; 3], s: &Scratch) {
+    fn chunks(&self, e: &mut Emit<'_>, product: &WideGemm, [q, out, count]: [Value; 3], biases: &[Value], s: &Scratch) {
         let (zero, chunk) = (e.iconst(0), self.scratch_rows()[1] as i64);
         let starts = e.add_imm(s.terms, self.starts());
         e.for_range(zero, count, chunk, &[], |e, i, _| {
@@ -303,6 +319,8 @@ impl WideAttention {
             let out = e.at(out, i, self.heads[3].row_stride());
             let mut block = vec![q, rows, s.keys, s.corrections, s.scores, s.weights, s.terms];
             block.resize(block.len() + scores::ROOM, zero);
+            let biases: Vec<Value> = self.biases.iter().zip(biases).map(|(o, &b)| e.at(b, i, o.row_stride())).collect();
+            block.extend(biases.iter().chain(&biases));
             e.call_leaf(self.first_leaf() + 1, &block);
             let args = [s.weights, s.values, out, out, s.terms, starts];
             e.part(&args, rows, s.product, |e| product.emit(e));
@@ -376,6 +394,10 @@ impl WideAttention {
             v_zero: self.v_zero,
             starts: self.starts(),
             numerator: self.numerator,
+            biases: Biases {
+                strides: self.biases.iter().map(Operand::row_stride).collect(),
+                at: if self.tiled.is_some() { scores::BIASES } else { rows::BIASES },
+            },
         }
     }
 

@@ -10,7 +10,7 @@
 //!
 //! Registers: rcx rows of q, r8 out, rsi rows left, r12 scores, r13 terms, r14 weights.
 
-use iced_x86::code_asm::registers::gpr64::{r8, r9, r12, r13, r14, r15, rbp, rbx, rcx, rsi};
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r12, r13, r14, r15, rax, rbp, rbx, rcx, rsi};
 use iced_x86::code_asm::{dword_ptr, zmmword_ptr};
 
 use super::softmax::Softmax;
@@ -31,6 +31,8 @@ const CORRECTIONS: usize = 5;
 const SCORES: usize = 6;
 const WEIGHTS: usize = 7;
 const TERMS: usize = 8;
+/// What is added to the scores, from here on.
+pub(super) const BIASES: usize = 9;
 
 /// What the code depends on.
 pub(super) struct Rows<'a> {
@@ -56,6 +58,8 @@ impl Rows<'_> {
         let walkers = [(rcx, self.q_stride), (r8, self.out.row_stride())];
         dot::each_tile(&mut asm, slot(ROWS), &walkers, |asm, rows| {
             self.scores(asm, rows)?;
+            asm.c.mov(rax, slot(ROWS))?;
+            asm.c.sub(rax, rsi)?;
             asm.c.mov(rbp, rows as u64)?;
             self.softmax.emit(asm)?;
             self.values(asm, rows)

@@ -42,6 +42,8 @@ const TERMS: usize = 6;
 const CONFIG: usize = 7;
 /// Values that the kernel gives no content.
 pub(super) const ROOM: usize = 8;
+/// What is added to the scores, from here on.
+pub(super) const BIASES: usize = CONFIG + ROOM;
 
 const SUMS: [AsmRegisterTmm; 4] = [tmm0, tmm1, tmm2, tmm3];
 const LEFT: [AsmRegisterTmm; 2] = [tmm4, tmm5];
@@ -87,6 +89,7 @@ impl Scores<'_> {
         self.locate(&mut asm)?;
         self.products(&mut asm)?;
         asm.c.push(rbp)?;
+        asm.c.mov(rax, rsi)?;
         self.softmax.emit(&mut asm)?;
         asm.c.pop(rbp)?;
         // The next block, or the last rows if they are fewer.

@@ -8,9 +8,9 @@
 use iced_x86::code_asm::registers::gpr64::{r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rdx};
 use iced_x86::code_asm::{AsmRegisterZmm, dword_ptr, registers, zmmword_ptr};
 
-use super::{spread, transposed};
+use super::{slot, spread, transposed};
 use crate::rows::Work;
-use crate::wide::asm::{Asm, Assembled, at, x, z};
+use crate::wide::asm::{Asm, Assembled, at, k, x, z};
 use crate::wide::lane::{LANES, ROW};
 
 /// The register that is combined with.
@@ -26,6 +26,8 @@ const ONES: u8 = 23;
 const SEVEN: u8 = 24;
 const ZERO: u8 = 25;
 const TABLE: u8 = 26;
+/// The mask of the last keys' scores, set when rows begin: lane programs use the register as well.
+const LAST_KEYS: u8 = 1;
 
 /// The exponential as the leaf computes it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,16 +74,63 @@ pub(super) struct Softmax<'e> {
     pub v_zero: i64,
     pub starts: i64,
     pub numerator: i64,
+    /// What is added to the scores.
+    pub biases: Biases,
+}
+
+/// Rows that are added to rows of scores: bytes from row to row of each. In the leaf's block lie, from value `at` on, the
+/// first row of each and then, while the leaf runs, the row at hand of each.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Biases {
+    pub strides: Vec<i64>,
+    pub at: usize,
+}
+
+impl Biases {
+    /// Goes to row rax of each. Clobbers rdx.
+    fn seek(&self, asm: &mut Asm) -> Assembled {
+        for (n, &stride) in self.strides.iter().enumerate() {
+            asm.c.imul_3(rdx, rax, stride as i32)?;
+            asm.c.add(rdx, slot(self.at + n))?;
+            asm.c.mov(slot(self.at + self.strides.len() + n), rdx)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the row at hand to the `keys` scores at r10 and goes on to the next. Clobbers rdx.
+    fn add(&self, asm: &mut Asm, keys: usize) -> Assembled {
+        for (n, &stride) in self.strides.iter().enumerate() {
+            let row = self.at + self.strides.len() + n;
+            asm.c.mov(rdx, slot(row))?;
+            for first in (0..keys).step_by(LANES) {
+                let (scores, bias) = (zmmword_ptr(at(r10, 4 * first as i64)), zmmword_ptr(at(rdx, 4 * first as i64)));
+                asm.c.vmovdqu32(z(0), scores)?;
+                let sum = if keys - first < LANES { z(0).k1() } else { z(0) };
+                asm.c.vpaddd(sum, z(0), bias)?;
+                asm.c.vmovdqu32(scores, z(0))?;
+            }
+            asm.c.add(rdx, stride as i32)?;
+            asm.c.mov(slot(row), rdx)?;
+        }
+        Ok(())
+    }
 }
 
 impl Softmax<'_> {
-    /// Rows of scores at r12 become weights at r14 and terms at r13; rbp counts them. Clobbers rax, rbx, rdx, r9, r10 and r11.
+    /// Rows of scores at r12, the first of which is row rax, become weights at r14 and terms at r13; rbp counts them. Clobbers
+    /// rax, rbx, rdx, r9, r10 and r11.
     pub(super) fn emit(&self, asm: &mut Asm) -> Assembled {
+        self.biases.seek(asm)?;
+        if !self.biases.strides.is_empty() {
+            asm.c.mov(rax, (1u64 << (self.keys % LANES)) - 1)?;
+            asm.c.kmovq(k(LAST_KEYS), rax)?;
+        }
         self.load_exp(asm)?;
         for (register, from) in [(r10, r12), (r11, r14), (rbx, r13)] {
             asm.c.mov(register, from)?;
         }
         asm.repeat(rbp, |asm| {
+            self.biases.add(asm, self.keys)?;
             self.maximum(asm)?;
             asm.c.vpxord(z(SUM), z(SUM), z(SUM))?;
             (0..self.keys).step_by(ROW).try_for_each(|first| self.weights(asm, first))?;

@@ -30,6 +30,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("sink-sum",               Exact,    "(reduce_sum ?m (dequantize ?d ?x))",                          sink_sum),
         rule("sink-mean",              Exact,    "(reduce_mean ?m (dequantize ?d ?x))",                         sink_mean),
         rule("sink-add",               Exact,    "(add ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_add),
+        rule("bias-accumulators",      Rounding, "(add ?m (dequantize ?d ?x) ?c)",                              bias_accumulators),
         rule("sink-product",           Exact,    "(mul ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_product),
         rule("sink-scale",             Exact,    "(mul ?m (dequantize ?d ?x) ?c)",                              sink_scale),
         rule("sink-scale-left",        Exact,    "(mul ?m ?c (dequantize ?d ?x))",                              sink_scale),
@@ -218,6 +219,25 @@ fn sink_add(m: &mut Match<'_>) -> Option<Id> {
     let operands = [m.var("?a")?, m.var("?b")?];
     let total = m.apply(Op::IntAdd { to: Elem::I16 }, Some(qa), &operands)?;
     m.dequantize(total)
+}
+
+/// A constant added to accumulators becomes one of their integers; its rounding is half an accumulator step. What is beyond
+/// 2^28 steps (a mask) stays there: no accumulator of scores comes near it.
+fn bias_accumulators(m: &mut Match<'_>) -> Option<Id> {
+    const LARGEST: f64 = (1 << 28) as f64;
+    let (x, c) = (m.ty("?x")?, m.constant("?c")?);
+    let quant = x.quant.clone()?;
+    let scale = quant.single()?;
+    if x.elem != Elem::I32 || quant.zero_point != 0 || c.ty.elem != Elem::F32 || m.root_type()?.shape != x.shape {
+        return None;
+    }
+    let steps: Vec<i32> =
+        c.values::<f32>().iter().map(|&v| (f64::from(v) / scale).round().clamp(-LARGEST, LARGEST) as i32).collect();
+    let ty = TensorType::new(Elem::I32, c.ty.shape.clone()).with_quant(quant.clone());
+    let bias = m.constant_of(&c.name, ty, &steps);
+    let operand = m.var("?x")?;
+    let sum = m.apply(Op::IntAdd { to: Elem::I32 }, Some(quant), &[operand, bias])?;
+    m.dequantize(sum)
 }
 
 /// The product of two activations, as in gated layers.
