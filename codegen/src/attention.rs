@@ -151,11 +151,11 @@ impl Attention {
         let zero = e.iconst(0);
         let mut args = vec![head.q, head.k, s.scores, s.scores];
         args.extend(&head.biases);
-        e.part(&args, rows, s.keys, |e| self.scores.multiply(e, &[], &head.keys, zero, rows));
+        e.part(&args, rows, s.keys, |e| self.scores.multiply(e, &[], &head.keys, (zero, zero), rows));
         e.part(&[s.scores, head.table, s.weights], rows, s.keys, |e| self.exp.emit(e));
         e.part(&[s.weights, s.sums], rows, s.keys, |e| self.sum.emit(e));
         e.part(&[s.sums, s.reciprocals], rows, s.keys, |e| self.reciprocal.emit(e));
         let args = [s.weights, head.v, head.out, head.out, s.reciprocals];
-        e.part(&args, rows, s.values, |e| self.values.multiply(e, &[], &head.values, zero, rows));
+        e.part(&args, rows, s.values, |e| self.values.multiply(e, &[], &head.values, (zero, zero), rows));
     }
 }

@@ -1,7 +1,7 @@
 //! Movement kernels: strided copies with contiguous inner runs.
 
-use cranelift_codegen::ir::Value;
 use cranelift_codegen::ir::types::{I8, I8X16, I16, I32, I64};
+use cranelift_codegen::ir::{InstBuilder, Value};
 
 use crate::emit::{Addr, Emit};
 use crate::view::Factor;
@@ -57,4 +57,35 @@ pub(crate) fn copy_run(e: &mut Emit<'_>, bytes: usize, from: Value, to: Value) {
 fn move_piece(e: &mut Emit<'_>, ty: cranelift_codegen::ir::Type, from: Value, to: Value, at: i64) {
     let v = e.load(ty, Addr { base: from, disp: 0 }.plus(at));
     e.store(v, Addr { base: to, disp: 0 }.plus(at));
+}
+
+/// Rows taken by a table: of every `rows` rows of x, `taken` rows of the result. Arguments: x, the table of `u32`, out. An item is a
+/// row of the result.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct GatherRows {
+    pub rows: usize,
+    pub taken: usize,
+    /// Of a row.
+    pub bytes: usize,
+}
+
+impl GatherRows {
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let (begin, end) = (e.begin, e.end);
+        let [x, table, out] = std::array::from_fn(|n| e.arg(n));
+        e.for_range(begin, end, 1, &[], |e, item, _| {
+            let taken = e.iconst(self.taken as i64);
+            let turn = e.b.ins().udiv(item, taken);
+            let before = e.b.ins().imul(turn, taken);
+            let within = e.b.ins().isub(item, before);
+            let entry = e.at(table, within, 4);
+            let row = e.load_elem(vitc_ir::Elem::I32, Addr { base: entry, disp: 0 });
+            let first = e.mul_imm(turn, self.rows as i64);
+            let row = e.add(first, row);
+            let from = e.at(x, row, self.bytes as i64);
+            let to = e.at(out, item, self.bytes as i64);
+            copy_run(e, self.bytes, from, to);
+            Vec::new()
+        });
+    }
 }

@@ -30,7 +30,7 @@ use vitc_ir::{Dim, Elem};
 use crate::emit::{Addr, Emit};
 use crate::lane::{GROUP, LaneSpec, Lanes};
 use crate::operand::{Operand, RowGroup, run_group, split_index};
-use crate::view::Factor;
+use crate::view::{Factor, Lin};
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = 8;
@@ -58,6 +58,27 @@ pub(crate) enum Reading {
     Gathered(Vec<Factor>),
 }
 
+/// Rows of a in another order: of every `rows` rows, row `i` is where row `table[i]` would lie. The table, of `u32`, is argument
+/// `arg`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Order {
+    pub rows: usize,
+    pub arg: usize,
+}
+
+impl Order {
+    /// The row to read for row `row` of all.
+    pub(crate) fn of(self, e: &mut Emit<'_>, row: Value) -> Value {
+        let (table, rows) = (e.arg(self.arg), e.iconst(self.rows as i64));
+        let turn = e.b.ins().udiv(row, rows);
+        let first = e.b.ins().imul(turn, rows);
+        let within = e.b.ins().isub(row, first);
+        let entry = e.at(table, within, 4);
+        let moved = e.load_elem(Elem::I32, Addr { base: entry, disp: 0 });
+        e.add(first, moved)
+    }
+}
+
 /// Where b comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Weights {
@@ -77,6 +98,8 @@ pub(crate) struct Gemm {
     /// Rows of a; its columns are described by `reading`.
     pub a: Operand,
     pub reading: Reading,
+    /// Rows of a that are not read in their order.
+    pub order: Option<Order>,
     pub weights: Weights,
     /// Zero point of a as the dot product sees it; the constant's corrections already hold it.
     pub a_zero: i64,
@@ -97,7 +120,10 @@ pub(crate) struct Right {
 
 /// Pointers that stay the same within one turn of the outer loops.
 struct Bases {
+    /// The first row of a; of all rows, where they are read in another order.
     a: Value,
+    /// The first row's number among all.
+    first: Value,
     b: Value,
     corrections: Option<Value>,
     out: Value,
@@ -202,18 +228,21 @@ impl Gemm {
         if outer.is_empty() && matches!(self.weights, Weights::Packed) {
             let (begin, end) = (e.begin, e.end);
             let count = e.b.ins().isub(end, begin);
-            return self.rows(e, &[], begin, count);
+            return self.rows(e, &[], (begin, begin), count);
         }
         e.each_turn(inner, |e, turn, from, count| {
             let indices = split_index(e, turn, outer);
-            self.rows(e, &indices, from, count);
+            let size = e.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
+            let before = e.b.ins().imul(turn, size);
+            let first = e.add(before, from);
+            self.rows(e, &indices, (from, first), count);
         });
     }
 
-    /// Rows `from .. from + count` of one turn of the outer loops.
-    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], from: Value, count: Value) {
+    /// Rows `from .. from + count` of one turn of the outer loops; row `from` is row `first` of all.
+    fn rows(&self, e: &mut Emit<'_>, outer: &[Value], (from, first): (Value, Value), count: Value) {
         let right = self.right(e, outer);
-        self.multiply(e, outer, &right, from, count);
+        self.multiply(e, outer, &right, (from, first), count);
     }
 
     /// The packed right side: the constant's panels, or those of an activation, which this packs into scratch.
@@ -236,16 +265,29 @@ impl Gemm {
     }
 
     /// Multiplies rows `from .. from + count` with a packed right side.
-    pub(crate) fn multiply(&self, e: &mut Emit<'_>, outer: &[Value], right: &Right, from: Value, count: Value) {
+    pub(crate) fn multiply(
+        &self,
+        e: &mut Emit<'_>,
+        outer: &[Value],
+        right: &Right,
+        (from, first): (Value, Value),
+        count: Value,
+    ) {
         let start = |e: &mut Emit<'_>, arg: usize, o: &Operand| {
             let pointer = e.arg(arg);
             let base = o.base(e, pointer, outer);
             e.at(base, from, o.row_stride())
         };
-        let a = start(e, 0, &self.a);
+        let a = match self.order {
+            Some(_) => {
+                let pointer = e.arg(0);
+                self.a.base(e, pointer, &[])
+            }
+            None => start(e, 0, &self.a),
+        };
         let out = start(e, 2, &self.out);
         let extras = self.extras.iter().enumerate().map(|(i, o)| start(e, 4 + i, o)).collect();
-        let bases = Bases { a, b: right.b, corrections: right.corrections, out, extras };
+        let bases = Bases { a, first, b: right.b, corrections: right.corrections, out, extras };
         self.chunks(e, &bases, count);
     }
 
@@ -259,10 +301,12 @@ impl Gemm {
             let left = e.b.ins().isub(count, i);
             let rows = e.iconst(rows);
             let size = e.b.ins().smin(left, rows);
-            let a = e.at(bases.a, i, self.a.row_stride());
-            self.spread_rows(e, a, spread, size);
+            let first = e.add(bases.first, i);
+            let a = if self.order.is_some() { bases.a } else { e.at(bases.a, i, self.a.row_stride()) };
+            self.spread_rows(e, (a, first), spread, size);
             let inner = Bases {
                 a: spread,
+                first,
                 b: bases.b,
                 corrections: bases.corrections,
                 out: e.at(bases.out, i, self.out.row_stride()),
@@ -286,10 +330,20 @@ impl Gemm {
     }
 
     /// Spreads rows, tile by tile: for each four k, one vector for each row of the tile.
-    fn spread_rows(&self, e: &mut Emit<'_>, a: Value, to: Value, count: Value) {
+    fn spread_rows(&self, e: &mut Emit<'_>, (a, start): (Value, Value), to: Value, count: Value) {
         self.each_tile(e, count, |e, first, rows| {
-            let from = e.at(a, first, self.a.row_stride());
             let to = e.at(to, first, self.spread_bytes() as i64);
+            if let Some(order) = self.order {
+                let row = e.add(start, first);
+                e.repeat(rows, &[row, to], |e, p| {
+                    let row = order.of(e, p[0]);
+                    let from = e.at(a, row, self.a.row_stride());
+                    self.spread_row(e, from, p[1], (rows * SPREAD) as i64);
+                    vec![e.add_imm(p[0], 1), e.add_imm(p[1], SPREAD as i64)]
+                });
+                return;
+            }
+            let from = e.at(a, first, self.a.row_stride());
             e.repeat(rows, &[from, to], |e, p| {
                 self.spread_row(e, p[0], p[1], (rows * SPREAD) as i64);
                 vec![e.add_imm(p[0], self.a.row_stride()), e.add_imm(p[1], SPREAD as i64)]

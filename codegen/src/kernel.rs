@@ -13,6 +13,7 @@ use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, ModuleRelocTarget};
 use crate::CodegenError;
 use crate::attention::Attention;
 use crate::conv::Conv;
+use crate::copy::GatherRows;
 use crate::depthwise::Depthwise;
 use crate::emit::{Emit, Features, signature};
 use crate::gemm::Gemm;
@@ -41,6 +42,7 @@ pub(crate) enum Spec {
     Map(Map),
     WideMap(WideMap),
     Copy(Copy),
+    GatherRows(GatherRows),
     Rows(Rows),
     WideNorm(WideNorm),
     AxisSum(AxisSum),
@@ -60,6 +62,7 @@ impl Spec {
             Spec::Map(s) => s.emit(e),
             Spec::WideMap(s) => s.emit(e),
             Spec::Copy(s) => s.emit(e),
+            Spec::GatherRows(s) => s.emit(e),
             Spec::Rows(s) => s.emit(e),
             Spec::WideNorm(s) => s.emit(e),
             Spec::AxisSum(s) => s.emit(e),

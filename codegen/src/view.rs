@@ -298,12 +298,44 @@ fn resolve_through(
     Ok((at, view))
 }
 
+/// Rows of a materialised value in another order: of those of each image, row `i` is row `index[i]`.
+pub(crate) struct RowOrder<'m> {
+    pub base: ValueId,
+    pub index: &'m [usize],
+}
+
+/// The order of a value's rows, when a gather of whole rows without a place leads to it: `reshape`, `gather`, `reshape`.
+pub(crate) fn row_order(module: &Module, value: ValueId) -> Option<RowOrder<'_>> {
+    row_order_through(module, value, &|n| is_view_node(module, &module.nodes[n]))
+}
+
+fn row_order_through<'m>(module: &'m Module, value: ValueId, is_view: &dyn Fn(usize) -> bool) -> Option<RowOrder<'m>> {
+    let shape = |v: ValueId| &module.ty(v).shape;
+    let mut at = value;
+    loop {
+        let Def::Node(n) = module.values[at.0 as usize].def else { return None };
+        let node = &module.nodes[n];
+        let x = *node.operands.first().filter(|_| is_view(n))?;
+        match &node.op {
+            Op::Reshape { .. } if shape(x).0.last() == shape(at).0.last() => at = x,
+            Op::Gather { axis: 1, index } => {
+                let (base, view) = resolve_through(module, x, is_view).ok()?;
+                let [Dim { size: 1, batch: true }, ..] = shape(x).0[..] else { return None };
+                let straight = shape(x).rank() == 3 && View::contiguous(shape(x)).as_ref() == Some(&view);
+                let all = shape(x).0[1].as_fixed() == Some(index.len());
+                return (straight && all).then_some(RowOrder { base, index });
+            }
+            _ => return None,
+        }
+    }
+}
+
 /// Movement without a place, or a reshape that shares its operand's.
 pub(crate) fn is_view_node(module: &Module, node: &vitc_ir::Node) -> bool {
     let shared = || module.node_of(node.operands[0]).is_some_and(|x| x.place == node.place);
     match node.op {
         Op::Reshape { .. } => node.place.is_none() || shared(),
-        Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } => node.place.is_none(),
+        Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => node.place.is_none(),
         _ => false,
     }
 }
@@ -315,16 +347,22 @@ pub(crate) fn is_view_node(module: &Module, node: &vitc_ir::Node) -> bool {
 /// reason.
 pub fn is_view_supported(module: &Module, node: usize, views: &[bool]) -> bool {
     let node = &module.nodes[node];
+    let shape = |v: ValueId| &module.ty(v).shape;
+    let is_view = |n: usize| views[n];
     node.operands.iter().all(|&x| {
+        let whole = matches!(node.op, Op::Reshape { .. }) && shape(x).0.last() == shape(node.result).0.last();
+        if whole && row_order_through(module, x, &is_view).is_some() {
+            return true;
+        }
         let read = |(_, view): (ValueId, View)| {
-            let (from, to) = (&module.ty(x).shape, &module.ty(node.result).shape);
+            let (from, to) = (shape(x), shape(node.result));
             match &node.op {
                 Op::Concat { .. } | Op::Pad { .. } => true,
                 Op::Gather { axis, .. } => view.dims[*axis].len() <= 1,
                 op => view.then(op, from, to).is_ok(),
             }
         };
-        resolve_through(module, x, &|n| views[n]).is_ok_and(read)
+        resolve_through(module, x, &is_view).is_ok_and(read)
     })
 }
 
@@ -341,7 +379,7 @@ pub fn is_row_view_supported(module: &Module, value: ValueId, views: &[bool]) ->
         let last = nest.strides[0].last().copied().unwrap_or(Lin::ZERO);
         Some(last.as_fixed().is_some() && columns.iter().all(|f| f.stride.as_fixed().is_some() && !f.size.batch))
     };
-    readable().unwrap_or(false)
+    readable().unwrap_or(false) || row_order_through(module, value, &|n| views[n]).is_some()
 }
 
 #[cfg(test)]

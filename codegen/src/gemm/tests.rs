@@ -20,6 +20,7 @@ fn plain(a: Elem, k: usize, n: usize, lane: LaneSpec, extras: Vec<Operand>) -> G
         k,
         n,
         a: operand(a, k, Columns::Stride(1)),
+        order: None,
         reading: Reading::Direct { segments: 1, run: k, step: 0 },
         weights: Weights::Packed,
         a_zero: 0,

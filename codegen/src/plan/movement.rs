@@ -6,10 +6,14 @@ use vitc_ir::{Dim, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::Buffer;
 
 use super::{Call, Lowered, Planner, extent, product_of};
+use crate::copy::GatherRows;
 use crate::kernel::Spec;
 use crate::map::{Copy, Map};
 use crate::operand::{Columns, Operand};
 use crate::view::{Nest, View, is_view_node};
+
+/// Runs of a gather that are copied one by one.
+const MOST_RUNS: usize = 4;
 
 impl<M: Backend> Planner<'_, M> {
     /// A movement node: nothing when it is a view, otherwise a copy.
@@ -64,8 +68,22 @@ impl<M: Backend> Planner<'_, M> {
         Ok(())
     }
 
-    /// One copy for each run of evenly spaced indices.
+    /// Row numbers as a constant.
+    pub(super) fn rows_table(&mut self, index: &[usize]) -> Buffer {
+        let bytes: Vec<u8> = index.iter().flat_map(|&i| (i as u32).to_le_bytes()).collect();
+        self.pool(&bytes)
+    }
+
+    /// Nothing when the users read rows in another order. One copy for each run of evenly spaced indices where those are few,
+    /// else one copy by a table.
     pub(super) fn gather(&mut self, node: &Node, axis: usize, index: &[usize]) -> Lowered {
+        if is_view_node(self.module, node) && !self.buffers.contains_key(&node.result) {
+            return Ok(());
+        }
+        let straight = View::contiguous(&self.module.ty(node.operands[0]).shape);
+        if even_runs(index).len() > MOST_RUNS && straight == Some(self.operand(node.operands[0])?.1) {
+            return self.gather_by_table(node, axis, index);
+        }
         let result = self.module.ty(node.result).clone();
         let x = self.module.ty(node.operands[0]).shape.clone();
         let whole = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
@@ -81,6 +99,20 @@ impl<M: Backend> Planner<'_, M> {
             done += len;
         }
         Ok(())
+    }
+
+    fn gather_by_table(&mut self, node: &Node, axis: usize, index: &[usize]) -> Lowered {
+        let (x, result) = (self.module.ty(node.operands[0]).clone(), self.module.ty(node.result).clone());
+        let (from, _) = self.operand(node.operands[0])?;
+        let inner = product_of(&x.shape.0[axis + 1..])?.as_fixed().ok_or("a gather along the batch")?;
+        let rows = x.shape.0[axis].as_fixed().ok_or("a gather along the batch")?;
+        let bytes = inner * result.elem.bytes();
+        let spec = GatherRows { rows, taken: index.len(), bytes };
+        let items = product_of(&result.shape.0[..=axis])?;
+        let to = self.buffer(node.result)?;
+        let args = vec![from, self.rows_table(index), to];
+        let name = format!("gather__b{bytes}n{}", index.len());
+        self.step(Call { spec: Spec::GatherRows(spec), name, args, items: extent(items), grain: 16, macs: 0 })
     }
 
     /// Fills everything, then copies the middle.

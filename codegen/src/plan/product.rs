@@ -11,11 +11,11 @@ use vitc_runtime::{Buffer, Extent};
 
 use super::{ALIGN, Call, Lowered, Planner, extent, flat_over, joint, lane_word, product_of, spread};
 use crate::cost::{Choice, Core, Offer, Sizes, Split, Unit, copied_bytes, streams_nibbles};
-use crate::gemm::{Gemm, Reading, Weights};
+use crate::gemm::{Gemm, Order, Reading, Weights};
 use crate::kernel::Spec;
 use crate::lane::check_access;
 use crate::operand::{Columns, Operand};
-use crate::view::{Factor, Lin, View};
+use crate::view::{Factor, Lin, View, row_order};
 use crate::wide::gemm::{PANEL, WideGemm};
 
 /// Bytes of copied rows that may be tried.
@@ -58,8 +58,17 @@ impl<M: Backend> Planner<'_, M> {
         let k = a.shape.last_fixed().ok_or("K grows with the batch")?;
         let n = result.shape.last_fixed().ok_or("N grows with the batch")?;
         let with = |last: [vitc_ir::Dim; 2]| Shape(result.shape.0[..rank - 2].iter().copied().chain(last).collect());
-        let (a_buffer, a_view) = self.operand(node.operands[0])?;
-        let a_view = a_view.broadcast(&a.shape, &with([result.shape.0[rank - 2], k.into()]));
+        let order = row_order(self.module, node.operands[0]);
+        let (a_buffer, a_view) = match &order {
+            Some(order) => {
+                let rows = with([result.shape.0[rank - 2], k.into()]);
+                (self.buffer(order.base)?, View::contiguous(&rows).ok_or("the batch would be squared")?)
+            }
+            None => {
+                let (buffer, view) = self.operand(node.operands[0])?;
+                (buffer, view.broadcast(&a.shape, &with([result.shape.0[rank - 2], k.into()])))
+            }
+        };
         let zeros = zero_points(a.elem, a_zero, b.elem, b_zero)?;
         let single = b.shape.0[..b.shape.rank() - 2].iter().all(|&d| d == 1.into());
         let packed = self.const_of(node.operands[1]).filter(|_| single).map(|c| {
@@ -87,7 +96,8 @@ impl<M: Backend> Planner<'_, M> {
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
         let reading = reading(&a_view.flat(rank - 1..rank), k)?;
         let numbers = Numbers { k, n, zeros, macs, channel: rank - 1, group: None };
-        self.gemm(node, parts, builder, (a_buffer, right), numbers, reading)
+        let order = order.map(|o| o.index.to_vec());
+        self.gemm(node, parts, builder, (a_buffer, right), numbers, (reading, order))
     }
 
     pub(super) fn gemm(
@@ -97,7 +107,7 @@ impl<M: Backend> Planner<'_, M> {
         mut p: Product,
         (a_buffer, right): (Buffer, Right),
         n: Numbers,
-        reading: Reading,
+        (reading, order): (Reading, Option<Vec<usize>>),
     ) -> Lowered {
         let mut extra_buffers = Vec::new();
         for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
@@ -136,6 +146,7 @@ impl<M: Backend> Planner<'_, M> {
             n: n.n,
             a,
             reading,
+            order: order.as_ref().map(|index| Order { rows: index.len(), arg: 4 + extra_buffers.len() }),
             weights,
             a_zero: n.zeros.0,
             b_zero: n.zeros.1,
@@ -175,6 +186,9 @@ impl<M: Backend> Planner<'_, M> {
         let to = self.buffer(node.result)?;
         let mut args = vec![a_buffer, b_buffer, to, corrections.unwrap_or(to)];
         args.extend(extra_buffers);
+        if let Some(index) = order {
+            args.push(self.rows_table(&index));
+        }
         self.step_offering(Call { spec, name, args, items, grain, macs: n.macs }, offer)
     }
 

@@ -362,3 +362,26 @@ fn stored_weights_are_used_where_they_lie() {
         }
     }
 }
+
+/// Rows of a read in another order, through reshapes: shuffled windows. As a view, and as a copy.
+#[test]
+fn rows_in_another_order() {
+    for (tokens, k, n, elem) in
+        [(6, 4, 8, Elem::U8), (25, 30, 70, Elem::U8), (49, 64, 64, Elem::I8), (12, 9, 5, Elem::I16)]
+    {
+        for copied in [false, true] {
+            let mut m = module();
+            let mut r = Random(tokens as u64 * 3 + k as u64);
+            let x = input(&mut m, elem, batched(&[tokens, k]));
+            let index: Vec<usize> = (0..tokens).map(|i| (i * 5 + 2) % tokens).collect();
+            let order = Op::Gather { axis: 1, index };
+            let moved = if copied { node(&mut m, order, &[x]) } else { view(&mut m, order, &[x]) };
+            let a = view(&mut m, Op::Reshape { shape: batched(&[1, tokens, k]) }, &[moved]);
+            let w = random_constant(&mut m, &mut r, Elem::I8, &[k, n], -128, 127);
+            let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+            let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::U8, 41);
+            let y = matmul(&mut m, a, w, (7, 0), l, &[scale], Elem::U8);
+            check(&mut m, y, 6, &[]);
+        }
+    }
+}

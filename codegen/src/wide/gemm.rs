@@ -29,7 +29,7 @@ use super::tiles;
 use crate::copy::copy_factors;
 use crate::cost::Unit;
 use crate::emit::{Addr, Emit};
-use crate::gemm::{self, Gemm, Reading};
+use crate::gemm::{self, Gemm, Order, Reading};
 use crate::lane::LaneSpec;
 use crate::operand::{Columns, Operand, split_index};
 use crate::view::{Factor, Lin};
@@ -96,6 +96,8 @@ pub(crate) struct WideGemm {
     /// Loops over rows of a when they are copied first, which have then nothing to do with those of the others.
     pub a_sizes: Vec<Dim>,
     pub reading: Reading,
+    /// Rows of a that are not read in their order, but copied into it.
+    pub order: Option<Order>,
     /// Whether the sums start with something: corrections for a's zero point, a bias, or both.
     pub started: bool,
     pub out: Operand,
@@ -142,6 +144,7 @@ impl WideGemm {
             a: g.a.clone(),
             a_sizes: g.sizes.clone(),
             reading: g.reading.clone(),
+            order: g.order,
             started: g.a_zero != 0 || biased,
             out: g.out.clone(),
             extras: g.extras.clone(),
@@ -183,7 +186,7 @@ impl WideGemm {
     /// Rows of a that are not consecutive bytes, or not whole steps, or signed, are copied first.
     pub(crate) fn is_copied(&self) -> bool {
         let in_place = matches!(self.reading, Reading::Direct { segments: 1, run, .. } if run == self.k);
-        !in_place || self.k != self.depth() || self.a.elem == Elem::I8
+        !in_place || self.k != self.depth() || self.a.elem == Elem::I8 || self.order.is_some()
     }
 
     /// Bytes from row to row of a as the leaf sees it.
@@ -306,6 +309,7 @@ impl WideGemm {
         let to = e.add_imm(scratch, self.sums_bytes() as i64);
         let factors = self.factors();
         e.for_range(first, end, 1, &[to], |e, row, p| {
+            let row = self.order.map_or(row, |order| order.of(e, row));
             let indices = split_index(e, row, &self.a_sizes);
             let from = self.a.base(e, a, &indices);
             copy_factors(e, &factors, 1, from, p[0]);

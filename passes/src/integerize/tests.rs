@@ -210,6 +210,21 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let (x, y) = (b.bytes(&[rows, k]), b.bytes(&[rows, k]));
             b.op(Op::Mul {}, &[x, y])
         }
+        "bias-accumulators" => {
+            let (q, key) = (b.bytes(&[2, rows, k]), b.signed(Elem::I8, &[2, k, n], 0.01));
+            let scores = b.op(Op::MatMul {}, &[q, key]);
+            let values = b.dice.floats(rows * n);
+            let bias = b.m.constant(Const::new("bias", TensorType::f32(shape(&[1, rows, n])), &values));
+            b.op(Op::Add {}, &[scores, bias])
+        }
+        "linear-attention" | "shift-attention" => {
+            let positive = Quant::per_tensor(0.02, 0);
+            let (q, key) =
+                (b.input(Elem::U8, &[2, rows, k], positive.clone()), b.input(Elem::U8, &[2, n, k], positive));
+            let v = b.bytes(&[2, n, 5]);
+            let y = b.op(Op::LinearAttention { epsilon: Real(1e-5) }, &[q, key, v]);
+            b.quantize(Elem::U8, y, 0.03, 128)
+        }
         "table-function" => {
             let x = b.bytes(&[rows, k]);
             let steeper = b.m.constant(Const::new("c", TensorType::f32(Shape::fixed(&[])), &[1.702f32]));
@@ -302,7 +317,9 @@ fn check(rule: &super::rule::Rule, seed: u64) {
     let magnitude = before.iter().fold(1e-3f64, |a, v| a.max(v.abs()));
     let allowed = match (rule.exactness, step) {
         // the bias is rounded to accumulator steps, which are products of two scales
-        (_, None) if rule.name.ends_with("bias") => 4e-3,
+        (_, None) if rule.name.ends_with("bias") || rule.name == "bias-accumulators" => 4e-3,
+        // the divisor is rounded to a power of two
+        (_, step) if rule.name == "shift-attention" => 0.5 * magnitude + step.unwrap_or(0.0),
         (Exactness::Exact | Exactness::Rounding, None) => 1e-5 * magnitude,
         // an exact rule in front of a quantize: rounding may fall the other way on a tie
         (Exactness::Exact | Exactness::Rounding, Some(step)) => 1.001 * step,

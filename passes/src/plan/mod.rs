@@ -41,8 +41,16 @@ pub fn run(module: &Module, target: &Target<'_>) -> Result<Module, Diagnostics> 
 /// Which movement nodes need no copy: those whose every user can address through them. Begins with all that could be and
 /// takes away what some user cannot read, until all can.
 fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
-    let strided =
-        |op: &Op| matches!(op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. });
+    let strided = |op: &Op| {
+        matches!(
+            op,
+            Op::Reshape { .. }
+                | Op::Transpose { .. }
+                | Op::Slice { .. }
+                | Op::Expand { .. }
+                | Op::Gather { axis: 1, .. }
+        )
+    };
     let is_output = |v: ValueId| module.outputs.iter().any(|o| o.value == v);
     let mut views: Vec<bool> = module.nodes.iter().map(|n| strided(&n.op) && !is_output(n.result)).collect();
     loop {

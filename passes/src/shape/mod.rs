@@ -3,6 +3,8 @@
 mod groups;
 mod images;
 pub(crate) mod movement;
+#[cfg(test)]
+mod tests;
 mod windows;
 
 use vitc_ir::{Diagnostic, Diagnostics, Module, Stage};

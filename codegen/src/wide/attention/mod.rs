@@ -169,6 +169,7 @@ impl WideAttention {
             a: a.values.a.clone(),
             a_sizes: a.values.sizes.clone(),
             reading: a.values.reading.clone(),
+            order: None,
             started: false,
             out: a.values.out.clone(),
             extras: vec![row.clone(); lane.program.inputs.len() - 1],

@@ -50,7 +50,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
         rule("fine-softmax",       Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            fine_softmax),
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
-        rule("log2-attention",     Approximate, LINEAR_ATTENTION,                                           log2_attention),
+        rule("shift-attention",     Approximate, LINEAR_ATTENTION,                                           shift_attention),
         rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
     ];
     rules.push(rule("table-function", Rounding, "(quantize ?q ?y)", table_of_function));
@@ -333,7 +333,7 @@ fn linear_attention(m: &mut Match<'_>) -> Option<Id> {
 }
 
 /// The same with Trio-ViT's divisor, a power of two: up to 1.5 times off, so it is for those who ask for it.
-fn log2_attention(m: &mut Match<'_>) -> Option<Id> {
+fn shift_attention(m: &mut Match<'_>) -> Option<Id> {
     linear_attention_by(m, true)
 }
 
