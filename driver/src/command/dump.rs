@@ -98,8 +98,25 @@ fn module_at(path: &Path, stage: Stage, flags: &CompileFlags, global: Global) ->
     Ok(flags.compiler(&module, global)?.advance(module, stage)?.0)
 }
 
+/// What a plan copies, as comments behind its text; nothing for other stages.
+fn copies_text(module: &Module) -> String {
+    if module.stage != Stage::Plan {
+        return String::new();
+    }
+    let copies = vitc_passes::plan::copies::copies(module);
+    let total: usize = copies.iter().map(|c| c.bytes).sum();
+    let mut text = format!("// {total} bytes copied for each image, by {} nodes\n", copies.len());
+    for copy in copies {
+        let node = &module.nodes[copy.node];
+        let (name, place) = (node.op.name(), node.loc.as_deref().unwrap_or("-"));
+        text += &format!("//   {} bytes: {name} ({place}): {}\n", copy.bytes, copy.reason);
+    }
+    text
+}
+
 fn dump_text(module: &Module, output: Option<&Path>, global: Global) -> Result<()> {
-    let printed = text::print(module);
+    let mut printed = text::print(module);
+    printed.text += &copies_text(module);
     let Some(path) = output else {
         if !printed.blob.is_empty() {
             let hidden =

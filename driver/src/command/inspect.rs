@@ -21,7 +21,7 @@ use crate::walk::preprocess_of;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   vitc inspect deit.onnx             inputs, outputs, ops, and everything that is not supported
-  vitc inspect deit.onnx --deep      lower it too, on noise: finds ops that import but have no integer form
+  vitc inspect deit.onnx --support   lower it too, on noise: finds ops that import but have no integer form
   vitc inspect deit.vitc             preprocessing, constants and content hash of an artifact
 
 Exit status: 0 when the model can be compiled, 2 when it uses something unsupported, 1 when it cannot be read.")]
@@ -29,7 +29,7 @@ pub struct Args {
     /// An ONNX model, a `.vir` text or a `.vitc` artifact.
     model: PathBuf,
     /// Also lower an ONNX model to integers, calibrated on noise, to find what has no integer form.
-    #[arg(long)]
+    #[arg(long, visible_alias = "support")]
     deep: bool,
 }
 

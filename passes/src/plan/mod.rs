@@ -4,6 +4,7 @@
 //! does not overlap for one image does not overlap for N.
 
 mod arena;
+pub mod copies;
 mod regions;
 #[cfg(test)]
 mod tests;

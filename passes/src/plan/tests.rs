@@ -104,3 +104,30 @@ fn a_reader_of_other_rows_begins_a_region() {
     assert!(last.is_some(), "{summary:?}");
     assert_eq!(summary, [Some(1), Some(1), None, Some(2), Some(2), Some(2), Some(3), Some(3)]);
 }
+
+/// A transpose that a table reads is a copy; the same before a product is a view.
+#[test]
+fn copies_are_counted_with_their_reason() {
+    let source = r#"
+module "copies" stage fuse {
+  const @w : tensor<4x4xi8, q(0x1p-6, 0)> = [1, -2, 3, -4, 5, -6, 7, -8, 9, -10, 11, -12, 13, -14, 15, -16]
+  lane @store (i32 element) -> u8 {
+    %0 = load 0
+    %1 = clamp %0, 0, 255
+  }
+  graph (%x: tensor<Nx4x3xu8>) -> (%4 "y") {
+    %0 = transpose %x {perm = [0, 2, 1]} : tensor<Nx3x4xu8>
+    %1 = int.clamp %0 {lo = 1, hi = 99} : tensor<Nx3x4xu8>
+    %2 = fused.matmul %1, @w {a_zero = 0, b_zero = 0, lane = @store, to = u8} : tensor<Nx3x4xu8>
+    %3 = concat %1, %2 {axis = 1} : tensor<Nx6x4xu8>
+    %4 = int.clamp %3 {lo = 2, hi = 98} : tensor<Nx6x4xu8>
+  }
+}
+"#;
+    let planned = plan(source);
+    let copies = super::copies::copies(&planned);
+    let told: Vec<(usize, &str)> = copies.iter().map(|c| (c.bytes, c.reason.as_str())).collect();
+    let expected =
+        [(12, "int.clamp reads whole rows, one after another"), (24, "its operands come from different kernels")];
+    assert_eq!(told, expected);
+}
