@@ -71,7 +71,7 @@ impl<M: Backend> Planner<'_, M> {
     /// Row numbers as a constant.
     pub(super) fn rows_table(&mut self, index: &[usize]) -> Buffer {
         let bytes: Vec<u8> = index.iter().flat_map(|&i| (i as u32).to_le_bytes()).collect();
-        self.pool(&bytes)
+        self.pool(bytes)
     }
 
     /// Nothing when the users read rows in another order. One copy for each run of evenly spaced indices where those are few,
