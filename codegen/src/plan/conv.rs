@@ -77,7 +77,7 @@ impl<M: Backend> Planner<'_, M> {
         let zeros = zero_points(x.elem, g.x_zero, w.ty.elem, 0)?;
         let numbers = Numbers { k, n: outputs, zeros, macs, channel: 3, group: Some(columns) };
         let reading = reading(&[Factor { size: k.into(), stride: single(&a.dims[3])? }], k)?;
-        self.gemm(node, parts, builder, (a_buffer, right), numbers, reading)
+        self.gemm(node, parts, builder, (a_buffer, right), numbers, (reading, None))
     }
 
     /// A product, or one for each group: rows are output positions, k runs over the window.
@@ -130,7 +130,8 @@ impl<M: Backend> Planner<'_, M> {
         };
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * k as u64;
         let reading = reading(&window, k)?;
-        self.gemm(node, parts, builder, (a_buffer, right), Numbers { k, n, zeros, macs, channel, group: None }, reading)
+        let numbers = Numbers { k, n, zeros, macs, channel, group: None };
+        self.gemm(node, parts, builder, (a_buffer, right), numbers, (reading, None))
     }
 
     /// Whether each channel is convolved by itself, in bytes that lie pixel by pixel.
