@@ -22,6 +22,9 @@ pub enum CodegenError {
         /// What is missing.
         reason: String,
     },
+    /// Nodes cannot be compiled, each with its reason.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Nodes(Vec<CodegenError>),
     /// A graph input or output cannot be bound.
     #[error("tensor '{tensor}': {reason}")]
     Tensor {

@@ -103,7 +103,7 @@ impl Compiled {
 /// Compiles a module of stage `plan` for this machine.
 ///
 /// # Errors
-/// [`CodegenError::Node`] for the first node that has no kernel, [`CodegenError::Tensor`] for an input or output that cannot
+/// [`CodegenError::Nodes`] for the nodes that have no kernel, [`CodegenError::Tensor`] for an input or output that cannot
 /// be bound, [`CodegenError::Stage`] for a module of another stage, [`CodegenError::Tier`] for a tier that this machine cannot
 /// run.
 pub fn compile(module: &Module, options: &Options) -> Result<Compiled, CodegenError> {

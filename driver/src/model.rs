@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use vitc_codegen::{Choices, CodegenError, Kernel, Offer, Options, Tier};
-use vitc_ir::{Diagnostic, Module};
+use vitc_ir::{Diagnostic, Diagnostics, Module};
 use vitc_runtime::{
     Elem, InputSpec, OutputSpec, Program, Quantize, Session, SessionOptions, StepProfile, Tensor, TensorSpec,
     TensorView,
@@ -91,12 +91,22 @@ fn takes_pixels(module: &Module) -> bool {
 
 /// A node without code is the model's matter, everything else a failure.
 fn unsupported(error: CodegenError) -> anyhow::Error {
-    let place = match &error {
-        CodegenError::Node { node, .. } => node.clone(),
-        CodegenError::Tensor { tensor, .. } => tensor.clone(),
-        _ => return anyhow::Error::from(error).context("code generation failed"),
+    let at = |e: &CodegenError| {
+        let place = match e {
+            CodegenError::Node { node, .. } => node.clone(),
+            CodegenError::Tensor { tensor, .. } => tensor.clone(),
+            _ => return None,
+        };
+        Some(Diagnostic::new("no-code", e.to_string()).at(place))
     };
-    Failure::Unsupported(Diagnostic::new("no-code", error.to_string()).at(place).into()).into()
+    let found: Option<Vec<Diagnostic>> = match &error {
+        CodegenError::Nodes(all) => all.iter().map(at).collect(),
+        one => at(one).map(|d| vec![d]),
+    };
+    match found {
+        Some(found) => Failure::Unsupported(Diagnostics(found)).into(),
+        None => anyhow::Error::from(error).context("code generation failed"),
+    }
 }
 
 /// A compiled model with memory and threads to run on.

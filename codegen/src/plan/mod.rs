@@ -85,14 +85,21 @@ pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &
     };
     let inputs = planner.bind_inputs()?;
     let (outputs, copied) = planner.bind_outputs()?;
+    let mut refused = Vec::new();
     for n in 0..module.nodes.len() {
         planner.node = n;
         let node = &module.nodes[n];
         let before = planner.steps.len();
-        planner.lower(node).map_err(|e| e.into_error(node, n))?;
+        match planner.lower(node).map_err(|e| e.into_error(node, n)) {
+            Err(e @ CodegenError::Node { .. }) => refused.push(e),
+            other => other?,
+        }
         if let [step] = &mut planner.steps[before..] {
             step.region = regions::of(module, n);
         }
+    }
+    if !refused.is_empty() {
+        return Err(CodegenError::Nodes(refused));
     }
     for (value, to) in copied {
         planner.copy_output(value, to).map_err(|e| e.into_error(&module.nodes[planner.node], planner.node))?;
