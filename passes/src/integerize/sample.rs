@@ -201,7 +201,10 @@ fn scores(ty: &TensorType) -> Option<(TensorType, Vec<i32>, Vec<f64>)> {
     let scale = ty.quant.as_ref()?.single()?;
     let length = ty.shape.last_fixed()?;
     let mut normal = Normal::new(2);
-    let ints: Vec<i32> = (0..ROWS * length).map(|_| (2.0 * normal.next() / scale).round() as i32).collect();
+    // However small the scale, differences of two scores fit 32 bits.
+    const LARGEST: f64 = (1 << 29) as f64;
+    let one = |x: f64| (2.0 * x / scale).round().clamp(-LARGEST, LARGEST) as i32;
+    let ints: Vec<i32> = (0..ROWS * length).map(|_| one(normal.next())).collect();
     let truth = ints.chunks(length).flat_map(|row| {
         let top = row.iter().max().copied().unwrap_or(0);
         let e: Vec<f64> = row.iter().map(|&x| (f64::from(x - top) * scale).exp()).collect();

@@ -59,6 +59,7 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (Op::MatMul {} | Op::Conv2d { .. }, _) => Demand::Plain,
         (Op::LayerNorm { .. }, 0) => Demand::Integer(Role::Wide),
         (Op::LinearAttention { .. }, _) => Demand::Integer(Role::Unsigned),
+        (Op::Softmax {}, _) if !constant && !are_scores(module, v) => Demand::Integer(Role::Wide),
         (Op::LayerNorm { .. } | Op::Softmax {} | Op::Normalize { .. }, _) => Demand::Plain,
         (Op::Add {} | Op::Sub {}, _) => Demand::Integer(Role::Wide),
         (Op::ReduceMean { .. } | Op::ReduceSum { .. } | Op::ReduceMax { .. }, _) => integer(Role::Wide),
@@ -159,6 +160,19 @@ fn only_scales_scores(module: &Module, v: ValueId) -> bool {
     };
     let mut users = module.nodes.iter().filter(|n| n.operands.contains(&v)).peekable();
     module.node_of(v).is_some_and(scalar) && users.peek().is_some() && users.all(|n| matches!(n.op, Op::Softmax {}))
+}
+
+/// Whether softmax can take the accumulators of a product themselves: they have one scale, and nothing but constants lies between.
+fn are_scores(module: &Module, v: ValueId) -> bool {
+    let Some(node) = module.node_of(v) else { return false };
+    let single = |v: ValueId| module.const_of(v).and_then(|c| c.ty.shape.count()?.as_fixed()) == Some(1);
+    match node.op {
+        Op::MatMul {} => node.operands.len() == 2 && module.const_of(node.operands[1]).is_none(),
+        Op::Mul {} if !single(node.operands[1]) => false,
+        Op::Add {} | Op::Mul {} => module.const_of(node.operands[1]).is_some() && are_scores(module, node.operands[0]),
+        Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } => are_scores(module, node.operands[0]),
+        _ => false,
+    }
 }
 
 /// A constant added between a product of two activations and softmax (relative positions, masks) joins the accumulators.
