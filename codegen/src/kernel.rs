@@ -25,6 +25,7 @@ use crate::wide::asm::{Assembled, Fault};
 use crate::wide::attention::WideAttention;
 use crate::wide::depthwise::WideDepthwise;
 use crate::wide::gemm::WideGemm;
+use crate::wide::linear::WideLinear;
 use crate::wide::map::WideMap;
 use crate::wide::norm::WideNorm;
 
@@ -34,6 +35,7 @@ pub(crate) enum Spec {
     Attention(Box<Attention>),
     WideAttention(Box<WideAttention>),
     Linear(Box<LinearAttention>),
+    WideLinear(Box<WideLinear>),
     Gemm(Gemm),
     WideGemm(WideGemm),
     Conv(Conv),
@@ -54,6 +56,7 @@ impl Spec {
             Spec::Attention(s) => s.emit(e),
             Spec::WideAttention(s) => s.emit(e),
             Spec::Linear(s) => s.emit(e),
+            Spec::WideLinear(s) => s.emit(e),
             Spec::Gemm(s) => s.emit(e),
             Spec::WideGemm(s) => s.emit(e),
             Spec::Conv(s) => s.emit(e),
@@ -73,7 +76,12 @@ impl Spec {
     pub(crate) fn is_wide(&self) -> bool {
         matches!(
             self,
-            Spec::WideAttention(_) | Spec::WideGemm(_) | Spec::WideDepthwise(_) | Spec::WideMap(_) | Spec::WideNorm(_)
+            Spec::WideAttention(_)
+                | Spec::WideLinear(_)
+                | Spec::WideGemm(_)
+                | Spec::WideDepthwise(_)
+                | Spec::WideMap(_)
+                | Spec::WideNorm(_)
         )
     }
 
@@ -83,6 +91,7 @@ impl Spec {
             Spec::Attention(s) => s.scratch_bytes(),
             Spec::WideAttention(s) => s.scratch_bytes(),
             Spec::Linear(s) => s.scratch_bytes(),
+            Spec::WideLinear(s) => s.scratch_bytes(),
             Spec::Gemm(s) => s.scratch_bytes(),
             Spec::WideGemm(s) => s.scratch_bytes(),
             Spec::Depthwise(s) => s.scratch_bytes(),
@@ -98,6 +107,7 @@ impl Spec {
             Spec::WideGemm(s) => s.leaves(),
             Spec::WideDepthwise(s) => Ok(vec![s.assemble()?]),
             Spec::WideMap(s) => Ok(vec![s.assemble()?]),
+            Spec::WideLinear(s) => Ok(vec![s.assemble()?]),
             Spec::WideNorm(s) => Ok(vec![s.assemble()?]),
             _ => Ok(Vec::new()),
         }

@@ -85,24 +85,36 @@ impl LinearAttention {
 
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {
         let scratch = self.scratch(e);
-        let (begin, end) = (e.begin, e.end);
-        e.for_range(begin, end, 1, &[], |e, head, _| {
-            let lead = split_index(e, head, &self.sizes);
-            let [q, k, v, out] = std::array::from_fn(|n| {
-                let pointer = e.arg(n);
-                self.sides[n].base(e, pointer, &lead)
-            });
-            let [d, columns] = self.columns;
-            let rows = self.tokens[1];
-            self.pack(e, &Packed { side: &self.sides[1], from: k, rows, columns: d, zero: 0 }, scratch.keys, d);
-            let values = Packed { side: &self.sides[2], from: v, rows, columns, zero: self.v_zero };
-            self.pack(e, &values, scratch.values, self.width());
+        self.each_head(e, |e, [q, k, v, out]| {
+            self.pack_head(e, [k, v], [scratch.keys, scratch.values], [self.columns[0], self.width()]);
             let largest = self.sum(e, &scratch);
             let halvings = self.halvings(e, largest);
             self.weigh(e, &scratch, halvings);
             self.rows(e, &scratch, q, out, halvings);
+        });
+    }
+
+    /// Runs `body` for every head of the thread's with where its sides begin.
+    pub(crate) fn each_head(&self, e: &mut Emit<'_>, body: impl FnOnce(&mut Emit<'_>, [Value; 4])) {
+        let (begin, end) = (e.begin, e.end);
+        e.for_range(begin, end, 1, &[], |e, head, _| {
+            let lead = split_index(e, head, &self.sizes);
+            let sides = std::array::from_fn(|n| {
+                let pointer = e.arg(n);
+                self.sides[n].base(e, pointer, &lead)
+            });
+            body(e, sides);
             Vec::new()
         });
+    }
+
+    /// Packs the keys and the values of a head into rows of these widths.
+    pub(crate) fn pack_head(&self, e: &mut Emit<'_>, [k, v]: [Value; 2], to: [Value; 2], widths: [usize; 2]) {
+        let ([d, columns], rows) = (self.columns, self.tokens[1]);
+        let keys = Packed { side: &self.sides[1], from: k, rows, columns: d, zero: 0 };
+        let values = Packed { side: &self.sides[2], from: v, rows, columns, zero: self.v_zero };
+        self.pack(e, &keys, to[0], widths[0]);
+        self.pack(e, &values, to[1], widths[1]);
     }
 
     fn scratch(&self, e: &mut Emit<'_>) -> Scratch {

@@ -9,6 +9,7 @@ use crate::kernel::Spec;
 use crate::linear::LinearAttention;
 use crate::operand::Columns;
 use crate::view::{Lin, View};
+use crate::wide::linear::WideLinear;
 
 impl<M: Backend> Planner<'_, M> {
     pub(super) fn linear_attention(&mut self, node: &Node) -> Lowered {
@@ -54,6 +55,8 @@ impl<M: Backend> Planner<'_, M> {
         let ([t, u], [d, e]) = (spec.tokens, spec.columns);
         let macs = (heads.size * (t + u) * d * e) as u64;
         let name = spec.name();
-        self.step(Call { spec: Spec::Linear(Box::new(spec)), name, args, items: extent(heads), grain: 1, macs })
+        let widened = WideLinear::of(&spec).map(|wide| Spec::WideLinear(Box::new(wide)));
+        let spec = self.widest(widened, Spec::Linear(Box::new(spec)))?;
+        self.step(Call { spec, name, args, items: extent(heads), grain: 1, macs })
     }
 }

@@ -63,6 +63,29 @@ fn sizes_that_fill_nothing() {
 }
 
 #[test]
+fn heads_run_in_leaves() {
+    for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
+        let mut m = module();
+        let [q, k, v] = [(); 3].map(|()| input(&mut m, Elem::U8, shape(&[2, 30, 16])));
+        let op = Op::IntLinearAttention {
+            v_zero: 128,
+            epsilon: 0,
+            numerator: 1 << 52,
+            shift: 52,
+            log2: false,
+            zero_point: 128,
+            to: Elem::U8,
+        };
+        let y = node(&mut m, op, &[q, k, v]);
+        m.output("y", y);
+        let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
+        let mut leaves = compiled.kernels.iter().filter(|k| k.name.contains(".leaf"));
+        let text = crate::disassemble(&leaves.next().map(|k| k.code[..k.instructions].to_vec()).unwrap());
+        assert!(text.contains("vpdpwssd zmm") && text.contains("vpmullq zmm"), "{text}");
+    }
+}
+
+#[test]
 fn every_type_and_divisor() {
     for v in [Elem::U8, Elem::I8] {
         for to in [Elem::U8, Elem::I8, Elem::I16] {

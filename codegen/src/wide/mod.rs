@@ -10,6 +10,7 @@ pub(crate) mod depthwise;
 mod dot;
 pub(crate) mod gemm;
 pub(crate) mod lane;
+pub(crate) mod linear;
 pub(crate) mod map;
 mod nibbles;
 pub(crate) mod norm;

@@ -1,0 +1,382 @@
+//! Attention without softmax on 512-bit vectors: one leaf for a head whose keys and values are packed.
+//!
+//! ```text
+//! for head                           Cranelift; packs pairs of tokens as i16 pairs, see `crate::linear`
+//!   leaf
+//!     for 16 columns of v, 16 of k   s = k^T v, and n = k^T 1: a pair of tokens a step, 16 sums in registers
+//!     w = s >> h                     h from the largest |s|; pairs of d as i16 pairs
+//!     for row of q                   a = q w, all columns at once, and q n in two parts of 14 bits
+//!       r = numerator / (q n)        one 64-bit division, beside the products of the rows around
+//!       out = a r >> shift           8 columns at a time
+//! ```
+//!
+//! Registers: z0-z15 sums of phase one, z16 counts, z17 a pair of rows of v, z18 the largest; in the rows z0-z3 sums, z4 the two
+//! parts of the divisor, z5 a pair of q, z6 reciprocals, z7 results, z8 the count of shifts; constants from z24 on.
+
+use cranelift_codegen::ir::Value;
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi};
+use iced_x86::code_asm::registers::{gpr8, gpr32};
+use iced_x86::code_asm::{AsmMemoryOperand, dword_bcst, dword_ptr, qword_ptr, xmmword_ptr, ymmword_ptr, zmmword_ptr};
+use vitc_ir::Elem;
+
+use super::asm::{Asm, Assembled, at, k, x, y, z};
+use super::lane::LANES;
+use crate::emit::Emit;
+use crate::linear::LinearAttention;
+use crate::operand::Columns;
+
+/// Most columns of k and of v: a row's sums stay in four registers, and the code is laid out without loops over them.
+const MOST: usize = 64;
+/// Bits of the lower part of a count, so that both parts fit `i16`: counts are below 2^21.
+const LOW_BITS: u32 = 14;
+/// Bytes of the parts of a pair of counts: a vector, of which the first two double words count. (Shorter products have an encoding of
+/// another extension.)
+const PARTS: usize = 64;
+
+const SUM: u8 = 0;
+const COUNT: u8 = 16;
+const ROW_OF_V: u8 = 17;
+const LARGEST: u8 = 18;
+const DIVISOR: u8 = 4;
+const PAIR: u8 = 5;
+const RECIPROCAL: u8 = 6;
+const RESULT: u8 = 7;
+const SHIFT: u8 = 8;
+const ONES: u8 = 24;
+const LOW: u8 = 25;
+const HALF: u8 = 26;
+const ZERO_POINT: u8 = 28;
+const NOTHING: u8 = 29;
+/// Masks of the last bytes of a row of q and of the last columns of the result.
+const LAST_Q: u8 = 1;
+const LAST_COLUMNS: u8 = 2;
+
+/// The leaf's block of 64-bit values.
+#[derive(Clone, Copy)]
+enum Slot {
+    Keys,
+    Values,
+    Sums,
+    Counts,
+    Weights,
+    Parts,
+    Row,
+    Q,
+    Out,
+}
+
+fn slot(s: Slot) -> AsmMemoryOperand {
+    qword_ptr(at(rdi, 8 * s as i64))
+}
+
+/// Linear attention with a leaf.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct WideLinear {
+    of: LinearAttention,
+}
+
+impl WideLinear {
+    /// The same attention with a leaf, if there can be one.
+    pub(crate) fn of(l: &LinearAttention) -> Option<WideLinear> {
+        let straight = |n: usize, columns: usize| l.sides[n].columns == Columns::Stride(1) || columns == 1;
+        let [d, e] = l.columns;
+        let fits = d <= MOST && e <= MOST && straight(0, d) && straight(3, e) && !l.log2;
+        fits.then(|| WideLinear { of: l.clone() })
+    }
+
+    /// Columns of k and of v in whole vectors.
+    fn widths(&self) -> [usize; 2] {
+        self.of.columns.map(|n| n.next_multiple_of(LANES))
+    }
+
+    fn pairs(&self) -> usize {
+        self.of.tokens[1].div_ceil(2)
+    }
+
+    /// Pairs of columns of k.
+    fn steps(&self) -> usize {
+        self.of.columns[0].div_ceil(2)
+    }
+
+    fn scratch_parts(&self) -> [usize; 7] {
+        let ([d, e], pairs, steps) = (self.widths(), self.pairs(), self.steps());
+        [pairs * d * 4, pairs * e * 4, 2 * steps * e * 4, d * 4, steps * e * 4, steps * PARTS, 2 * MOST]
+            .map(|bytes| bytes.next_multiple_of(64))
+    }
+
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        self.scratch_parts().iter().sum()
+    }
+
+    // ---- the kernel around the leaf
+
+    pub(crate) fn emit(&self, e: &mut Emit<'_>) {
+        let mut next = e.scratch;
+        let parts = self.scratch_parts().map(|bytes| {
+            let part = next;
+            next = e.add_imm(next, bytes as i64);
+            part
+        });
+        self.of.each_head(e, |e, [q, k, v, out]| {
+            self.of.pack_head(e, [k, v], [parts[0], parts[1]], self.widths());
+            let block: Vec<Value> = parts.into_iter().chain([q, out]).collect();
+            e.call_leaf(0, &block);
+        });
+    }
+
+    // ---- the leaf
+
+    /// The leaf's code.
+    pub(crate) fn assemble(&self) -> Assembled<Vec<u8>> {
+        let mut asm = Asm::leaf()?;
+        self.constants(&mut asm)?;
+        self.sums(&mut asm)?;
+        self.halvings(&mut asm)?;
+        self.weights(&mut asm)?;
+        self.parts(&mut asm)?;
+        self.rows(&mut asm)?;
+        asm.finish()
+    }
+
+    fn constants(&self, asm: &mut Asm) -> Assembled {
+        for (register, value) in [(ONES, 0x0001_0001), (LOW, 0xffff)] {
+            let from = dword_ptr(asm.bytes(&(value as u32).to_le_bytes()));
+            asm.c.vpbroadcastd(z(register), from)?;
+        }
+        asm.c.mov(rax, self.of.zero_point)?;
+        asm.c.vpbroadcastq(z(ZERO_POINT), rax)?;
+        asm.c.vpxord(z(NOTHING), z(NOTHING), z(NOTHING))?;
+        asm.c.vpxord(z(LARGEST), z(LARGEST), z(LARGEST))?;
+        let [d, e] = self.of.columns;
+        for (mask, columns, width) in [(LAST_Q, d, 32), (LAST_COLUMNS, e, 8)] {
+            asm.c.mov(rax, (1u64 << (columns % width)) - 1)?;
+            asm.c.kmovq(k(mask), rax)?;
+        }
+        Ok(())
+    }
+
+    /// `s` [d, e], the largest `|s|`, and `n`.
+    fn sums(&self, asm: &mut Asm) -> Assembled {
+        let ([d_width, e_width], d) = (self.widths(), self.of.columns[0]);
+        for columns in (0..e_width).step_by(LANES) {
+            for first in (0..d).step_by(LANES) {
+                let rows = (d - first).min(LANES);
+                for n in (0..rows as u8).chain([COUNT]) {
+                    asm.c.vpxord(z(SUM + n), z(SUM + n), z(SUM + n))?;
+                }
+                asm.c.mov(rax, slot(Slot::Keys))?;
+                asm.c.mov(rdx, slot(Slot::Values))?;
+                asm.c.mov(rcx, self.pairs() as u64)?;
+                asm.repeat(rcx, |asm| {
+                    asm.c.vmovdqu32(z(ROW_OF_V), zmmword_ptr(at(rdx, 4 * columns as i64)))?;
+                    for i in 0..rows {
+                        let key = dword_bcst(at(rax, 4 * (first + i) as i64));
+                        asm.c.vpdpwssd(z(SUM + i as u8), z(ROW_OF_V), key)?;
+                    }
+                    if columns == 0 {
+                        asm.c.vpdpwssd(z(COUNT), z(ONES), zmmword_ptr(at(rax, 4 * first as i64)))?;
+                    }
+                    asm.advance(rax, 4 * d_width as i64)?;
+                    asm.advance(rdx, 4 * e_width as i64)
+                })?;
+                asm.c.mov(rax, slot(Slot::Sums))?;
+                for i in 0..rows {
+                    let sum = z(SUM + i as u8);
+                    asm.c.vmovdqu32(zmmword_ptr(at(rax, 4 * ((first + i) * e_width + columns) as i64)), sum)?;
+                    asm.c.vpabsd(sum, sum)?;
+                    asm.c.vpmaxsd(z(LARGEST), z(LARGEST), sum)?;
+                }
+                if columns == 0 {
+                    asm.c.mov(rax, slot(Slot::Counts))?;
+                    asm.c.vmovdqu32(zmmword_ptr(at(rax, 4 * first as i64)), z(COUNT))?;
+                }
+            }
+            if d % 2 == 1 {
+                asm.c.mov(rax, slot(Slot::Sums))?;
+                asm.c.vmovdqu32(zmmword_ptr(at(rax, 4 * (d * e_width + columns) as i64)), z(NOTHING))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `h` in rcx and as a count of shifts, and half of what it divides by.
+    fn halvings(&self, asm: &mut Asm) -> Assembled {
+        // In low registers, which every encoding reaches.
+        let (all, other) = (z(0), z(1));
+        asm.c.vextracti64x4(y(1), z(LARGEST), 1)?;
+        asm.c.vpmaxsd(all, other, z(LARGEST))?;
+        asm.c.vextracti32x4(x(1), y(0), 1)?;
+        asm.c.vpmaxsd(all, all, other)?;
+        for swap in [0x4e, 0xb1] {
+            asm.c.vpshufd(other, all, swap)?;
+            asm.c.vpmaxsd(all, all, other)?;
+        }
+        asm.c.vmovd(gpr32::eax, x(0))?;
+        asm.c.lzcnt(gpr32::eax, gpr32::eax)?;
+        // bits - 14, or none
+        asm.c.mov(gpr32::ecx, 32 - 14)?;
+        asm.c.sub(gpr32::ecx, gpr32::eax)?;
+        asm.c.xor(gpr32::eax, gpr32::eax)?;
+        asm.c.cmp(gpr32::ecx, gpr32::eax)?;
+        asm.c.cmovl(gpr32::ecx, gpr32::eax)?;
+        asm.c.mov(gpr32::eax, 1)?;
+        asm.c.shl(gpr32::eax, gpr8::cl)?;
+        asm.c.shr(gpr32::eax, 1)?;
+        asm.c.vpbroadcastd(z(HALF), gpr32::eax)?;
+        Ok(asm.c.vmovd(x(SHIFT), gpr32::ecx)?)
+    }
+
+    /// `w`, pairs of d.
+    fn weights(&self, asm: &mut Asm) -> Assembled {
+        let e_width = self.widths()[1];
+        asm.c.mov(r8, slot(Slot::Sums))?;
+        asm.c.mov(r9, slot(Slot::Weights))?;
+        asm.c.mov(rbx, self.steps() as u64)?;
+        asm.repeat(rbx, |asm| {
+            for columns in (0..e_width).step_by(LANES) {
+                for n in 0..2u8 {
+                    let from = at(r8, 4 * (usize::from(n) * e_width + columns) as i64);
+                    asm.c.vpaddd(z(n), z(HALF), zmmword_ptr(from))?;
+                    asm.c.vpsrad(z(n), z(n), x(SHIFT))?;
+                }
+                asm.c.vpandd(z(0), z(0), z(LOW))?;
+                asm.c.vpslld(z(1), z(1), 16)?;
+                asm.c.vpord(z(0), z(0), z(1))?;
+                asm.c.vmovdqu32(zmmword_ptr(at(r9, 4 * columns as i64)), z(0))?;
+            }
+            asm.advance(r8, 8 * e_width as i64)?;
+            asm.advance(r9, 4 * e_width as i64)
+        })
+    }
+
+    /// Counts in two parts, pairs of d: the lower parts first.
+    fn parts(&self, asm: &mut Asm) -> Assembled {
+        asm.c.mov(r8, slot(Slot::Counts))?;
+        asm.c.mov(r9, slot(Slot::Parts))?;
+        asm.c.mov(rbx, self.steps() as u64)?;
+        asm.repeat(rbx, |asm| {
+            asm.c.xor(gpr32::eax, gpr32::eax)?;
+            asm.c.xor(gpr32::edx, gpr32::edx)?;
+            for n in [1, 0] {
+                asm.c.mov(gpr32::r10d, dword_ptr(at(r8, 4 * n)))?;
+                asm.c.mov(gpr32::r11d, gpr32::r10d)?;
+                asm.c.and(gpr32::r10d, (1 << LOW_BITS) - 1)?;
+                asm.c.shr(gpr32::r11d, LOW_BITS)?;
+                asm.c.shl(gpr32::eax, 16)?;
+                asm.c.or(gpr32::eax, gpr32::r10d)?;
+                asm.c.shl(gpr32::edx, 16)?;
+                asm.c.or(gpr32::edx, gpr32::r11d)?;
+            }
+            asm.c.mov(dword_ptr(at(r9, 0)), gpr32::eax)?;
+            asm.c.mov(dword_ptr(at(r9, 4)), gpr32::edx)?;
+            asm.advance(r8, 8)?;
+            asm.advance(r9, PARTS as i64)
+        })
+    }
+
+    /// Rows of q: r8 q, r9 out, r10 rows left, r11 the row as words, r12 weights, r13 parts of counts, r14 the numerator.
+    fn rows(&self, asm: &mut Asm) -> Assembled {
+        // What is left of the shift, and half of what it divides by.
+        asm.c.mov(rax, u64::from(self.of.shift))?;
+        asm.c.sub(rax, rcx)?;
+        asm.c.vmovq(x(SHIFT), rax)?;
+        asm.c.lea(rcx, at(rax, -1))?;
+        asm.c.mov(rax, 1u64)?;
+        asm.c.shl(rax, gpr8::cl)?;
+        asm.c.vpbroadcastq(z(HALF), rax)?;
+        let from = [(r8, Slot::Q), (r9, Slot::Out), (r11, Slot::Row), (r12, Slot::Weights), (r13, Slot::Parts)];
+        for (register, s) in from {
+            asm.c.mov(register, slot(s))?;
+        }
+        asm.c.mov(r14, self.of.numerator)?;
+        asm.c.mov(r10, self.of.tokens[0] as u64)?;
+        asm.repeat(r10, |asm| {
+            self.widen(asm)?;
+            self.products(asm)?;
+            self.reciprocal(asm)?;
+            (0..self.of.columns[1]).step_by(8).try_for_each(|first| self.results(asm, first))?;
+            asm.advance(r8, self.of.sides[0].row_stride())?;
+            asm.advance(r9, self.of.sides[3].row_stride())
+        })
+    }
+
+    /// A row of q as words, zeros behind it.
+    fn widen(&self, asm: &mut Asm) -> Assembled {
+        let d = self.of.columns[0];
+        for first in (0..d).step_by(32) {
+            let from = ymmword_ptr(at(r8, first as i64));
+            match d - first < 32 {
+                true => asm.c.vpmovzxbw(z(0).k1().z(), from)?,
+                false => asm.c.vpmovzxbw(z(0), from)?,
+            }
+            asm.c.vmovdqu32(zmmword_ptr(at(r11, 2 * first as i64)), z(0))?;
+        }
+        Ok(())
+    }
+
+    fn products(&self, asm: &mut Asm) -> Assembled {
+        let e_width = self.widths()[1];
+        let vectors = e_width / LANES;
+        for n in (0..vectors as u8).chain([DIVISOR]) {
+            asm.c.vpxord(z(n), z(n), z(n))?;
+        }
+        for step in 0..self.steps() {
+            asm.c.vpbroadcastd(z(PAIR), dword_ptr(at(r11, 4 * step as i64)))?;
+            asm.c.vpdpwssd(z(DIVISOR), z(PAIR), zmmword_ptr(at(r13, (PARTS * step) as i64)))?;
+            for v in 0..vectors {
+                let weights = zmmword_ptr(at(r12, 4 * (step * e_width + v * LANES) as i64));
+                asm.c.vpdpwssd(z(v as u8), z(PAIR), weights)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reciprocal(&self, asm: &mut Asm) -> Assembled {
+        asm.c.vmovq(rax, x(DIVISOR))?;
+        asm.c.mov(gpr32::esi, gpr32::eax)?;
+        asm.c.shr(rax, 32)?;
+        asm.c.shl(rax, LOW_BITS)?;
+        asm.c.add(rsi, rax)?;
+        asm.c.mov(rax, self.of.epsilon)?;
+        asm.c.add(rsi, rax)?;
+        asm.c.mov(rax, 1u64)?;
+        asm.c.cmp(rsi, rax)?;
+        asm.c.cmovl(rsi, rax)?;
+        asm.c.mov(rax, rsi)?;
+        asm.c.shr(rax, 1)?;
+        asm.c.add(rax, r14)?;
+        asm.c.xor(gpr32::edx, gpr32::edx)?;
+        asm.c.div(rsi)?;
+        Ok(asm.c.vpbroadcastq(z(RECIPROCAL), rax)?)
+    }
+
+    /// Eight columns of a row, fewer at its end.
+    fn results(&self, asm: &mut Asm, first: usize) -> Assembled {
+        let (vector, upper) = ((first / LANES) as u8, first % LANES != 0);
+        let part = self.of.columns[1] - first < 8;
+        let wide = z(RESULT);
+        match upper {
+            true => {
+                asm.c.vextracti64x4(y(RESULT), z(vector), 1)?;
+                asm.c.vpmovsxdq(wide, y(RESULT))?;
+            }
+            false => asm.c.vpmovsxdq(wide, y(vector))?,
+        }
+        asm.c.vpmullq(wide, wide, z(RECIPROCAL))?;
+        asm.c.vpaddq(wide, wide, z(HALF))?;
+        asm.c.vpsraq(wide, wide, x(SHIFT))?;
+        asm.c.vpaddq(wide, wide, z(ZERO_POINT))?;
+        let out = &self.of.sides[3];
+        let at = at(r9, (first * out.elem.bytes()) as i64);
+        let masked = |m: AsmMemoryOperand| if part { m.k2() } else { m };
+        match out.elem {
+            Elem::U8 => {
+                asm.c.vpmaxsq(wide, wide, z(NOTHING))?;
+                asm.c.vpmovusqb(masked(qword_ptr(at)), wide)?;
+            }
+            Elem::I8 => asm.c.vpmovsqb(masked(qword_ptr(at)), wide)?,
+            _ => asm.c.vpmovsqw(masked(xmmword_ptr(at)), wide)?,
+        }
+        Ok(())
+    }
+}
