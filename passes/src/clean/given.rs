@@ -110,13 +110,17 @@ pub(crate) fn hoist_quantize(d: &mut Draft, n: usize) -> Option<ValueId> {
     let ty = d.ty(d.node(n).result).clone();
     let mover = d.def(d.node(n).operands[0])?;
     let (op, operands) = (d.node(mover).op.clone(), d.node(mover).operands.clone());
-    let moves = matches!(
-        op,
-        Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. } | Op::Concat { .. } | Op::Gather { .. }
-    );
-    if !moves || ty.quant.as_ref()?.axis.is_some() {
-        return None;
-    }
+    let scale = ty.quant.as_ref()?.single()?;
+    let op = match op {
+        Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. } | Op::Concat { .. } | Op::Gather { .. } => op,
+        Op::Pad { before, after, value } => {
+            let (low, high) = ty.elem.range()?;
+            let steps = f64::from((value.0 as f32 / scale as f32).round_ties_even());
+            let value = (steps + f64::from(ty.quant.as_ref()?.zero_point)).clamp(low as f64, high as f64);
+            Op::Pad { before, after, value: value.into() }
+        }
+        _ => return None,
+    };
     let quantized = |d: &mut Draft, v: ValueId| requantized(d, n, v, &ty);
     let parts = operands.into_iter().map(|v| quantized(d, v)).collect::<Option<Vec<_>>>()?;
     d.push(op, &parts, d.loc(mover))

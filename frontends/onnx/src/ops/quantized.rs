@@ -6,7 +6,7 @@ use vitc_ir::{Elem, Op, Quant, Real, Shape, TensorType, ValueId};
 use super::Table;
 use crate::call::Call;
 use crate::import::Slot;
-use crate::known::{Kind, Linear};
+use crate::known::{Kind, Known, Linear};
 use crate::problem::{Fallible, invalid, unsupported};
 use crate::proto::dtype;
 use crate::tensor::{self, Integers};
@@ -63,9 +63,31 @@ impl Grid {
 
 fn dequantize_linear(call: &mut Call<'_, '_>) -> Fallible<()> {
     let at = At::row(0).along(call.int_or("axis", 1)?);
+    if let Some(single) = single_constant(call, at)? {
+        call.give_known(single);
+        return Ok(());
+    }
     let value = read(call, at)?;
     call.give_value(value);
     Ok(())
+}
+
+/// The content of a constant of one element: a value to pad with, a bound, a factor that some op has to know.
+fn single_constant(call: &mut Call<'_, '_>, at: At) -> Fallible<Option<Known>> {
+    let slot = call.slot(at.x)?;
+    let shape = call.shape(at.x)?;
+    if slot.value.is_some() || shape.count().and_then(|c| c.as_fixed()) != Some(1) {
+        return Ok(None);
+    }
+    let data_type = type_of(call, &slot).unwrap_or(dtype::INT32);
+    if tensor::held_as(data_type).is_none() {
+        return Ok(None);
+    }
+    let grid = grid(call, at, data_type, &shape)?;
+    let integers = integers_of(call, at.x, &slot, data_type)?;
+    let integer = numbers(&integers).first().copied().unwrap_or(0);
+    let real = (integer - grid.zero_at(0)) as f64 * grid.scale_at(0);
+    Ok(Some(Known { kind: Kind::F32, dims: integers.dims, data: vec![f64::from(real as f32).into()] }))
 }
 
 fn quantize_linear(call: &mut Call<'_, '_>) -> Fallible<()> {

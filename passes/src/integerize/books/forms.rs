@@ -307,6 +307,11 @@ pub(super) fn normalised(
 fn shift_softmax(m: &mut Match<'_>) -> Option<Id> {
     const N: u32 = 15;
     const BITS: u32 = 16;
+    // a map on a grid of the model's own is rounded to it, unless somebody asks for this form
+    let map = m.attrs("?qp")?.quant?;
+    if is_of_a_model(&map) && m.options().nonlinear == crate::integerize::Nonlinear::Auto {
+        return None;
+    }
     let scores = m.ty("?s")?;
     let length = scores.shape.last_fixed()? as f64;
     let room = arith::exponent(f64::from(i32::MAX) / (length * f64::from(1u32 << N)));
