@@ -352,7 +352,7 @@ impl WideLinear {
 
     /// Eight columns of a row, fewer at its end.
     fn results(&self, asm: &mut Asm, first: usize) -> Assembled {
-        let (vector, upper) = ((first / LANES) as u8, first % LANES != 0);
+        let (vector, upper) = ((first / LANES) as u8, !first.is_multiple_of(LANES));
         let part = self.of.columns[1] - first < 8;
         let wide = z(RESULT);
         match upper {
