@@ -405,8 +405,10 @@ impl<'a> Importer<'a> {
     pub(crate) fn materialise(&mut self, name: &'a str) -> Fallible<ValueId> {
         let slot = self.slots.get(name).ok_or_else(|| invalid(format!("`{}` is not defined", shorten(name))))?;
         if slot.dynamic {
-            return Err(unsupported("integers on a grid of each image's own are read by nothing but products of integers")
-                .help("quantize statically, or export the float model"));
+            return Err(unsupported(
+                "integers on a grid of each image's own are read by nothing but products of integers",
+            )
+            .help("quantize statically, or export the float model"));
         }
         if let Some(value) = slot.value {
             return Ok(value);
