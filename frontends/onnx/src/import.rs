@@ -37,6 +37,8 @@ pub(crate) struct Slot<'a> {
     pub value: Option<ValueId>,
     /// The value stands for integers quantized image by image.
     pub dynamic: bool,
+    /// It says where this value, the result of a softmax, is not a number.
+    pub nan_of: Option<ValueId>,
 }
 
 /// Everything found wrong.

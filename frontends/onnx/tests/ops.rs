@@ -447,6 +447,24 @@ fn masks_select_exactly() {
     assert_eq!(evaluate(&module, x).1, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
 }
 
+/// The guard against rows that are masked throughout is the softmax itself; asked of anything else, it is refused.
+#[test]
+fn guards_of_a_softmax_are_the_softmax() {
+    let guarded = |op: &str| {
+        let model =
+            arithmetic_model(|m| {
+                m.floats("none", &[], &[0.0])
+                    .node(op, &["x"], &["p"], vec![])
+                    .node("IsNaN", &["p"], &["bad"], vec![])
+                    .node("Where", &["bad", "none", "p"], &["y"], vec![])
+            });
+        import_bytes(model.bytes(), None, &Options::default())
+    };
+    let module = guarded("Softmax").unwrap();
+    assert_eq!(module.nodes.iter().map(|n| n.op.name()).collect::<Vec<_>>(), ["softmax"]);
+    assert!(guarded("Neg").unwrap_err().to_string().contains("of a softmax only"));
+}
+
 /// As windows of images are told apart: regions are numbered in a plane of zeros, and where two numbers differ there is a
 /// large negative bias. All of it is more than a few constants, and none of it depends on the image.
 #[test]
@@ -488,7 +506,7 @@ fn every_claimed_op_is_in_a_test() {
     use vision::{activations, images, norms, pools, products, rotations, sums};
     let cases = [elementwise(), movement(), linear(), normalisation(), reductions()].concat_ops();
     let written_out = [activations(), images(), pools(), products(), rotations(), sums(), norms()].concat_ops();
-    let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual Less LessOrEqual Mod Not Or Range \
+    let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual IsNaN Less LessOrEqual Mod Not Or Range \
                 ReduceProd Round ScatterND Shape Sign Size Trilu Where Xor";
     // tests/quantized.rs
     let quantized =

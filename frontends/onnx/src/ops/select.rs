@@ -7,9 +7,27 @@ use crate::call::Call;
 use crate::known::{Kind, Known, Linear, broadcast, broadcast_strides, count, walk};
 use crate::problem::{Fallible, invalid, unsupported};
 
-pub(super) const OPS: Table = &[("Trilu", trilu), ("Where", choose)];
+pub(super) const OPS: Table = &[("IsNaN", is_nan), ("Trilu", trilu), ("Where", choose)];
+
+/// Exporters guard a softmax against rows that are masked throughout: `Where(IsNaN(p), 0, p)`. A row that a model computes with has
+/// a key, so the guard is `p`; nothing else can be asked of what is computed.
+fn is_nan(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let value = call.tensor(0)?;
+    if !call.importer.module.node_of(value).is_some_and(|n| matches!(n.op, Op::Softmax {})) {
+        return Err(unsupported("whether a computed value is a number is known of a softmax only"));
+    }
+    call.give(crate::import::Slot { nan_of: Some(value), ..Default::default() });
+    Ok(())
+}
 
 fn choose(call: &mut Call<'_, '_>) -> Fallible<()> {
+    if let Some(guarded) = call.slot(0)?.nan_of {
+        if call.slot(2)?.value != Some(guarded) {
+            return Err(unsupported("a guard against what is not a number stands for another value"));
+        }
+        call.give_value(guarded);
+        return Ok(());
+    }
     // The condition may be unknown when both cases are the same; nothing else can be done without it.
     let mask = call.content(0, "the condition")?;
     let (a, b) = (call.known_up_to(1, 1 << 20)?, call.known_up_to(2, 1 << 20)?);
