@@ -39,6 +39,16 @@ pub(crate) struct Attention {
     pub values: Gemm,
 }
 
+/// Row `from` of a head in what is added to its scores: the arguments behind the table.
+pub(crate) fn biases_at(e: &mut Emit<'_>, biases: &[Operand], lead: &[Value], from: Value) -> Vec<Value> {
+    let one = |e: &mut Emit<'_>, n: usize, o: &Operand| {
+        let pointer = e.arg(5 + n);
+        let base = o.base(e, pointer, lead);
+        e.at(base, from, o.row_stride())
+    };
+    biases.iter().enumerate().map(|(n, o)| one(e, n, o)).collect()
+}
+
 /// Pointers into scratch.
 struct Scratch {
     keys: Value,
@@ -107,19 +117,9 @@ impl Attention {
             let keys = e.part(&[q, k], count, scratch.keys, |e| self.scores.right(e, &[]));
             let values = e.part(&[q, v], count, scratch.values, |e| self.values.right(e, &[]));
             let table = e.arg(4);
-            let biases = self.biases_of(e, lead, from);
+            let biases = biases_at(e, &self.biases, lead, from);
             self.chunks(e, &Head { q, k, v, out, table, biases, keys, values, scratch: &scratch }, count);
         });
-    }
-
-    /// Row `from` of a head's biases.
-    pub(crate) fn biases_of(&self, e: &mut Emit<'_>, lead: &[Value], from: Value) -> Vec<Value> {
-        let one = |e: &mut Emit<'_>, n: usize, o: &Operand| {
-            let pointer = e.arg(5 + n);
-            let base = o.base(e, pointer, lead);
-            e.at(base, from, o.row_stride())
-        };
-        self.biases.iter().enumerate().map(|(n, o)| one(e, n, o)).collect()
     }
 
     fn scratch(&self, e: &mut Emit<'_>) -> Scratch {

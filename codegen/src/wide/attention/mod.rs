@@ -34,7 +34,7 @@ use super::asm::{Asm, Assembled, at, k};
 use super::dot::TILE;
 use super::gemm::{WideGemm, clear, flip_signs};
 use super::lane::{LANES, ROW, is_supported};
-use crate::attention::Attention;
+use crate::attention::{Attention, biases_at};
 use crate::copy::copy_factors;
 use crate::emit::Emit;
 use crate::gemm::{Reading, Weights};
@@ -275,13 +275,7 @@ impl WideAttention {
             });
             let mut q = e.at(q, from, self.heads[0].row_stride());
             let out = e.at(out, from, self.heads[3].row_stride());
-            let biases: Vec<Value> = (self.biases.iter().enumerate())
-                .map(|(n, o)| {
-                    let pointer = e.arg(5 + n);
-                    let base = o.base(e, pointer, &lead);
-                    e.at(base, from, o.row_stride())
-                })
-                .collect();
+            let biases = biases_at(e, &self.biases, &lead, from);
             let s = &scratch;
             e.call_leaf(self.first_leaf(), &[k, v, s.keys, s.values, s.corrections]);
             if self.is_copied() {
