@@ -91,6 +91,13 @@ fn a_shifted_block_gathers_rows_once_on_each_side() {
         let last = settled.nodes.last().unwrap();
         let projected = settled.node_of(last.operands[1]).unwrap();
         assert_eq!(projected.op, Op::MatMul {});
+        // nothing but the heads is transposed between attention and the gather
+        let gather = settled.nodes.iter().rfind(|n| matches!(n.op, Op::Gather { .. })).unwrap();
+        let joined = settled.node_of(gather.operands[0]).unwrap();
+        let heads = settled.node_of(joined.operands[0]).unwrap();
+        let swap = if masked { vec![0, 1, 3, 2, 4] } else { vec![0, 2, 1, 3] };
+        assert_eq!(heads.op, Op::Transpose { perm: swap });
+        assert_eq!(settled.node_of(heads.operands[0]).unwrap().op, Op::MatMul {});
         let softmax = settled.nodes.iter().find(|n| n.op == Op::Softmax {}).unwrap();
         assert_eq!(settled.ty(softmax.result).shape.rank(), if masked { 5 } else { 4 });
         let sums: Vec<_> = settled.nodes.iter().filter(|n| n.op == Op::Add {}).collect();

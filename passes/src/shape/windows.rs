@@ -3,10 +3,11 @@
 //! * A roll (slices put together in another order) is a `gather`.
 //! * A run of movement that keeps rows whole and has a gather in it is `reshape`, `gather` of an image's rows, `reshape`: a product
 //!   reads its left side through it.
+//! * Heads are joined before the rows that come out of attention are gathered: attention stores them joined.
 //! * What follows the projection behind attention moves before it, so that rows come out where the residual stream has them.
 //! * The dimension of windows, split off the batch where a mask is added, stays split all through attention.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use vitc_ir::eval::{Data, Tensor, eval_op};
 use vitc_ir::{Const, Dim, Elem, Op, Shape, TensorType, ValueId};
@@ -19,6 +20,7 @@ pub(crate) const RULES: &[(&str, Rule)] = &[
     ("merge-patches", merge_patches),
     ("rows-above-projection", rows_above_projection),
     ("gather-rows", gather_rows),
+    ("heads-before-rows", heads_before_rows),
     ("split-above-sum", split_above_sum),
     ("split-above-product", split_above_product),
     ("merge-below-softmax", merge_below_softmax),
@@ -203,6 +205,63 @@ fn row_order(d: &Draft, nodes: &[usize], rows: usize) -> Option<Vec<usize>> {
     let (first, second) = moved.split_at(moved.len() / IMAGES);
     let alike = first.iter().zip(second).all(|(&a, &b)| (0..rows as i32).contains(&a) && b == a + rows as i32);
     alike.then(|| first.iter().map(|&i| i as usize).collect())
+}
+
+/// Where heads are joined and rows gathered behind a product of two activations, the heads come first, as attention can store them,
+/// and all that moves rows is one gather.
+fn heads_before_rows(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let Op::Gather { axis: 1, index } = &d.node(n).op else { return None };
+    let (index, joined) = (index.clone(), d.node(n).operands[0]);
+    let (mut nodes, mut x) = (Vec::new(), joined);
+    while let Some(m) = d.def(x).filter(|&m| matches!(d.node(m).op, Op::Reshape { .. } | Op::Transpose { .. })) {
+        if !d.used_once(x) {
+            return None;
+        }
+        nodes.insert(0, m);
+        x = d.node(m).operands[0];
+    }
+    let (Op::MatMul {}, operands) = d.op_of(x)? else { return None };
+    let rank = d.shape(x).rank();
+    if d.is_const(operands[1]) || rank < 4 || nodes.is_empty() {
+        return None;
+    }
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank - 3, rank - 2);
+    let heads = Op::Transpose { perm };
+    let join = Op::Reshape { shape: d.shape(joined).clone() };
+    let ops: Vec<Op> = nodes.iter().map(|&m| d.node(m).op.clone()).collect();
+    let (as_it_is, heads_first) = (elements(d, x, &ops)?, elements(d, x, &[heads.clone(), join.clone()])?);
+    let columns = d.shape(joined).last_fixed()?;
+    let place: HashMap<i32, usize> = heads_first.chunks(columns).enumerate().map(|(i, row)| (row[0], i)).collect();
+    let rows: Vec<usize> = as_it_is.chunks(columns).map(|row| place.get(&row[0]).copied()).collect::<Option<_>>()?;
+    let whole =
+        rows.iter().zip(as_it_is.chunks(columns)).all(|(&i, row)| heads_first[i * columns..][..columns] == *row);
+    let moved: Vec<usize> = index.iter().map(|&i| rows.get(i).copied()).collect::<Option<_>>()?;
+    if !whole || moved == index {
+        return None;
+    }
+    let loc = d.join_locs(nodes);
+    let v = d.push(heads, &[x], loc.clone())?;
+    let v = d.push(join, &[v], loc)?;
+    d.push(Op::Gather { axis: 1, index: moved }, &[v], d.loc(n))
+}
+
+/// The elements of one image, numbered, after these ops; `None` when images mix.
+fn elements(d: &Draft, x: ValueId, ops: &[Op]) -> Option<Vec<i32>> {
+    const IMAGES: usize = 2;
+    const MOST: usize = 1 << 24;
+    let mut ty = TensorType::new(Elem::I32, d.shape(x).clone());
+    let count = ty.shape.count().filter(|c| c.batch && c.size <= MOST)?.size;
+    let mut numbers = Tensor { shape: ty.shape.at(IMAGES), data: Data::I32((0..(count * IMAGES) as i32).collect()) };
+    for op in ops {
+        let result = op.infer(&[&ty]).ok()?;
+        numbers = eval_op(op, &[&numbers], &result, &[&ty], &BTreeMap::new()).ok()?;
+        ty = result;
+    }
+    let Data::I32(mut moved) = numbers.data else { return None };
+    let second = moved.split_off(count);
+    let alike = moved.iter().zip(second).all(|(&a, b)| (0..count as i32).contains(&a) && b == a + count as i32);
+    alike.then_some(moved)
 }
 
 /// Whether `to` is `from` with the first dimension split in two.
