@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vitc_ir::{Op, Quant, Shape, ValueId};
 
-use crate::import::{Importer, Slot, listed, shorten};
+use crate::import::{Importer, Repeated, Slot, listed, shorten};
 use crate::known::{Kind, Known, Linear};
 use crate::problem::{Fallible, invalid, unsupported};
 use crate::proto::{self, kind};
@@ -76,6 +76,30 @@ impl<'i, 'a> Call<'i, 'a> {
         let known = self.known_up_to(i, usize::MAX)?;
         let help = "vitc compiles fixed shapes: export with a fixed image size and constant indices";
         known.ok_or_else(|| unsupported(format!("{what} depends on the data of the image")).help(help))
+    }
+
+    /// The content of operand `i` for one image, when it is known and the same for every image; of float constants at most
+    /// `most` elements.
+    pub(crate) fn known_or_repeated(&mut self, i: usize, most: usize) -> Fallible<Option<Rc<Known>>> {
+        match self.slot(i)?.repeated {
+            Some(Repeated { content, .. }) => Ok(Some(content)),
+            None => self.known_up_to(i, most),
+        }
+    }
+
+    /// The content of operand `i`, which the op needs to know for one image; `what` names it. Says also whether it is repeated
+    /// over the batch.
+    pub(crate) fn content_of_image(&mut self, i: usize, what: &str) -> Fallible<(Rc<Known>, bool)> {
+        match self.slot(i)?.repeated {
+            Some(Repeated { content, .. }) => Ok((content, true)),
+            None => Ok((self.content(i, what)?, false)),
+        }
+    }
+
+    /// The shape that the first `count` operands broadcast to.
+    pub(crate) fn joint_shape(&self, count: usize) -> Fallible<Shape> {
+        (0..count)
+            .try_fold(Shape::default(), |all, i| vitc_ir::infer::broadcast(&all, &self.shape(i)?).map_err(invalid))
     }
 
     /// Operand `i` as integers, when it is given.
@@ -266,6 +290,12 @@ impl<'i, 'a> Call<'i, 'a> {
     /// The next output has this content.
     pub(crate) fn give_known(&mut self, known: Known) {
         self.give(Slot { known: Some(Rc::new(known)), ..Slot::default() });
+    }
+
+    /// The next output has this content for every image, and this shape.
+    pub(crate) fn give_repeated(&mut self, known: Known, shape: Shape) {
+        let repeated = Some(Repeated { content: Rc::new(known), shape });
+        self.give(Slot { repeated, ..Slot::default() });
     }
 
     /// The next output is operand `i`.

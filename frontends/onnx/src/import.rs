@@ -33,12 +33,21 @@ pub(crate) struct Slot<'a> {
     pub tensor: Option<&'a proto::Tensor>,
     /// Its content.
     pub known: Option<Rc<Known>>,
+    /// Its content when that is the same for every image.
+    pub repeated: Option<Repeated>,
     /// The value of the module.
     pub value: Option<ValueId>,
     /// The value stands for integers quantized image by image.
     pub dynamic: bool,
     /// It says where this value, the result of a softmax, is not a number.
     pub nan_of: Option<ValueId>,
+}
+
+/// Known content that broadcasts to a shape with the batch, such as a mask of keys.
+#[derive(Clone)]
+pub(crate) struct Repeated {
+    pub content: Rc<Known>,
+    pub shape: Shape,
 }
 
 /// Everything found wrong.
@@ -369,6 +378,9 @@ impl<'a> Importer<'a> {
         if let Some(value) = slot.value {
             return Some(self.module.ty(value).shape.clone());
         }
+        if let Some(repeated) = &slot.repeated {
+            return Some(repeated.shape.clone());
+        }
         if let Some(known) = &slot.known {
             return Some(Shape::fixed(&known.dims));
         }
@@ -415,10 +427,14 @@ impl<'a> Importer<'a> {
         if let Some(value) = slot.value {
             return Ok(value);
         }
-        let value = match (slot.tensor, slot.known.clone()) {
-            (Some(tensor), _) => self.constant_of(tensor, name)?,
-            (None, Some(known)) => self.constant_of_known(name, &known)?,
-            (None, None) => return Err(invalid(format!("`{}` has no value", shorten(name)))),
+        let value = match (slot.tensor, slot.known.clone(), slot.repeated.clone()) {
+            (Some(tensor), ..) => self.constant_of(tensor, name)?,
+            (None, Some(known), _) => self.constant_of_known(name, &known)?,
+            (None, None, Some(Repeated { content, shape })) => {
+                let one = self.constant_of_known(name, &content)?;
+                self.push(Op::Expand { shape }, &[one], &name.into())?
+            }
+            (None, None, None) => return Err(invalid(format!("`{}` has no value", shorten(name)))),
         };
         if let Some(slot) = self.slots.get_mut(name) {
             slot.value = Some(value);

@@ -316,6 +316,61 @@ fn arithmetic_model(build: impl FnOnce(Build) -> Build) -> Build {
     build(model).output("y")
 }
 
+/// A mask that transformers repeat over the batch: one image's content is known, and the batch is that of the shape.
+#[test]
+fn masks_repeated_over_the_batch_are_known() {
+    let model = |inverted: bool, add: bool| {
+        let mut m = Build::new(18).input("x", &[D::Named("N"), D::Is(1), D::Is(2), D::Is(2)]);
+        m = m
+            .tensor(ints("one", &[1], &[1]))
+            .tensor(ints("two", &[1], &[2]))
+            .tensor(ints("rows", &[2, 1], &[0, 1]))
+            .tensor(ints("columns", &[2], &[0, 1]))
+            .floats("zero", &[], &[0.0])
+            .floats("far", &[], &[-1e9])
+            .node("GreaterOrEqual", &["rows", "columns"], &["causal"], vec![])
+            .node("Shape", &["x"], &["batch"], vec![int("start", 0), int("end", 1)])
+            .node("Concat", &["batch", "one", "two", "two"], &["shape"], vec![int("axis", 0)])
+            .node("Expand", &["causal", "shape"], &["e"], vec![])
+            .node("Not", &["e"], &["not"], vec![])
+            .node("And", &["e", "e"], &["and"], vec![]);
+        let mask = if inverted { ["not", "far", "zero"] } else { ["and", "zero", "far"] };
+        m = m.node("Where", &mask, &["bias"], vec![]);
+        match add {
+            true => m.node("Add", &["x", "bias"], &["y"], vec![]).output("y"),
+            false => m.node("Where", &["e", "x", "far"], &["y"], vec![]).output("y"),
+        }
+    };
+    for (inverted, add) in [(false, true), (true, true), (false, false)] {
+        let module = import_bytes(model(inverted, add).bytes(), None, &Options::default()).unwrap();
+        let (shape, y) = evaluate(&module, (&[3, 1, 2, 2], seq(12)));
+        assert_eq!(shape, [3, 1, 2, 2]);
+        let want: Vec<f32> = (0..12).map(|i| if i % 4 == 1 { -1e9 } else { i as f32 }).collect();
+        assert!(y.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()), "{y:?}");
+    }
+}
+
+/// Selected from constants alone, a mask still has the batch.
+#[test]
+fn a_selection_of_constants_by_a_repeated_mask_has_the_batch() {
+    let model = Build::new(18)
+        .input("x", &[D::Named("N"), D::Is(2)])
+        .tensor(ints("two", &[1], &[2]))
+        .tensor(ints("columns", &[2], &[0, 1]))
+        .floats("zero", &[], &[0.0])
+        .floats("far", &[], &[-5.0])
+        .node("Equal", &["columns", "columns"], &["all"], vec![])
+        .node("Shape", &["x"], &["batch"], vec![int("start", 0), int("end", 1)])
+        .node("Concat", &["batch", "two"], &["shape"], vec![int("axis", 0)])
+        .node("Expand", &["all", "shape"], &["e"], vec![])
+        .node("Where", &["e", "far", "zero"], &["w"], vec![])
+        .node("Concat", &["x", "w"], &["y"], vec![int("axis", 1)])
+        .output("y");
+    let module = import_bytes(model.bytes(), None, &Options::default()).unwrap();
+    let (shape, y) = evaluate(&module, (&[2, 2], seq(4)));
+    assert_eq!((shape, y), (vec![2, 4], vec![0.0, 1.0, -5.0, -5.0, 2.0, 3.0, -5.0, -5.0]));
+}
+
 fn reshaped_to(build: impl FnOnce(Build) -> Build) -> Shape {
     let model = arithmetic_model(|m| build(m).node("Reshape", &["x", "s"], &["y"], vec![]));
     let module = import_bytes(model.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));

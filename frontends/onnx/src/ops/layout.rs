@@ -162,6 +162,14 @@ fn expand(call: &mut Call<'_, '_>) -> Fallible<()> {
             return Ok(());
         }
     }
+    if let Some(x) = call.known_or_repeated(0, SMALL)?.filter(|x| !x.kind.is_float()) {
+        // one element stands for those of all images
+        let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
+        let steps: Vec<i64> = broadcast_strides(&x.dims, &dims).into_iter().map(|s| s as i64).collect();
+        let result = moved(call, &x, dims, &steps, 0)?;
+        call.give_repeated(result, shape);
+        return Ok(());
+    }
     let x = call.tensor(0)?;
     let value = if from == shape { x } else { call.push(Op::Expand { shape }, &[x])? };
     call.give_value(value);

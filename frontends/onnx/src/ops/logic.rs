@@ -32,9 +32,21 @@ fn flag(v: bool) -> Linear {
 }
 
 fn pair(call: &mut Call<'_, '_>, f: impl Fn(Linear, Linear) -> Option<bool>) -> Fallible<()> {
-    let (a, b) = (call.content(0, "the comparison")?, call.content(1, "the comparison")?);
+    let (a, a_repeated) = call.content_of_image(0, "the comparison")?;
+    let (b, b_repeated) = call.content_of_image(1, "the comparison")?;
     let result = arithmetic::zip(call, &a, &b, Kind::Bool, |x, y| f(x, y).map(flag))?;
-    call.give_known(result);
+    give(call, result, a_repeated || b_repeated, 2)
+}
+
+/// The result of the first `operands` operands, repeated over the batch as one of them is.
+fn give(call: &mut Call<'_, '_>, result: Known, repeated: bool, operands: usize) -> Fallible<()> {
+    match repeated {
+        true => {
+            let shape = call.joint_shape(operands)?;
+            call.give_repeated(result, shape);
+        }
+        false => call.give_known(result),
+    }
     Ok(())
 }
 
@@ -47,10 +59,9 @@ fn truth(call: &mut Call<'_, '_>, f: fn(bool, bool) -> bool) -> Fallible<()> {
 }
 
 fn not(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let x = call.content(0, "the operand")?;
+    let (x, repeated) = call.content_of_image(0, "the operand")?;
     call.room(x.data.len())?;
     let data = x.data.iter().map(|v| v.fixed().map(|v| flag(v == 0.0))).collect::<Option<Vec<_>>>();
     let data = data.ok_or_else(|| unsupported("the operand depends on the batch"))?;
-    call.give_known(Known { kind: Kind::Bool, dims: x.dims.clone(), data });
-    Ok(())
+    give(call, Known { kind: Kind::Bool, dims: x.dims.clone(), data }, repeated, 1)
 }

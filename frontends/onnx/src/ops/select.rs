@@ -29,11 +29,15 @@ fn choose(call: &mut Call<'_, '_>) -> Fallible<()> {
         return Ok(());
     }
     // The condition may be unknown when both cases are the same; nothing else can be done without it.
-    let mask = call.content(0, "the condition")?;
-    let (a, b) = (call.known_up_to(1, 1 << 20)?, call.known_up_to(2, 1 << 20)?);
+    let (mask, _) = call.content_of_image(0, "the condition")?;
+    let (a, b) = (call.known_or_repeated(1, 1 << 20)?, call.known_or_repeated(2, 1 << 20)?);
+    let shape = call.joint_shape(3)?;
     if let (Some(a), Some(b)) = (&a, &b) {
         let result = choose_known(call, &mask, a, b)?;
-        call.give_known(result);
+        match shape.as_fixed() {
+            Some(_) => call.give_known(result),
+            None => call.give_repeated(result, shape),
+        }
         return Ok(());
     }
     let value = match (a, b) {
@@ -41,6 +45,8 @@ fn choose(call: &mut Call<'_, '_>) -> Fallible<()> {
         (Some(a), None) => bounded(call, 2, &mask, &a, false)?,
         _ => blended(call, &mask)?,
     };
+    // what is repeated over the batch may be all that has it
+    let value = if call.shape_of(value) == shape { value } else { call.push(Op::Expand { shape }, &[value])? };
     call.give_value(value);
     Ok(())
 }
