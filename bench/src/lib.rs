@@ -119,7 +119,7 @@ pub fn layernorm(name: &'static str, rows: usize, c: usize) -> Kernel {
     let gamma = m.constant(vector(3000, "gamma"));
     let beta = m.constant(vector(1 << 15, "beta"));
     let op = Op::IntLayerNorm {
-        epsilon: 1,
+        epsilon: 1, centred: true,
         guard: 1,
         norm_bits: 9,
         recip_bits: 15,

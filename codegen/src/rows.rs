@@ -37,7 +37,7 @@ pub(crate) enum Work {
     /// `int.reduce_sum` over the last dimension.
     Sum,
     /// `int.layernorm`.
-    LayerNorm { epsilon: i64, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64 },
+    LayerNorm { epsilon: i64, centred: bool, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64 },
     /// `int.shiftmax`.
     Shiftmax { one: i64, n: u32, bits: u32 },
     /// `int.shift_layernorm`.
@@ -271,8 +271,11 @@ impl Rows {
     }
 
     fn layernorm(&self, e: &mut Emit<'_>, at: &[Value]) {
-        let Work::LayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point } = self.work else { return };
+        let Work::LayerNorm { epsilon, centred, guard, norm_bits, recip_bits, shift, zero_point } = self.work else {
+            return;
+        };
         let [sum, squares] = self.sums(e, at, true);
+        let sum = if centred { sum } else { e.iconst(0) };
         let scaled = e.mul_imm(squares, self.c as i64);
         let square = e.b.ins().imul(sum, sum);
         let v = e.b.ins().isub(scaled, square);
@@ -466,13 +469,21 @@ fn add_lanes(e: &mut Emit<'_>, mut sum: Value, lanes: Value) -> Value {
     sum
 }
 
+/// The quotient of magnitudes with the sign of `x`: `(v ^ s) - s` is `v` for `s = 0` and `-v` for `s = -1`.
 fn reciprocal(e: &mut Emit<'_>, x: Value, numerator: i64) -> Value {
-    // A row that the evaluator refuses must not trap here.
+    let sign_bit = e.iconst(63);
+    let sign = e.b.ins().sshr(x, sign_bit);
+    let signed = |e: &mut Emit<'_>, v| {
+        let flipped = e.b.ins().bxor(v, sign);
+        e.b.ins().isub(flipped, sign)
+    };
     let one = e.iconst(1);
-    let x = e.b.ins().smax(x, one);
-    let half = e.b.ins().ushr(x, one);
+    let magnitude = signed(e, x);
+    let divisor = e.b.ins().smax(magnitude, one);
+    let half = e.b.ins().ushr(divisor, one);
     let sum = e.add_imm(half, numerator);
-    e.b.ins().udiv(sum, x)
+    let quotient = e.b.ins().udiv(sum, divisor);
+    signed(e, quotient)
 }
 
 /// Floor of the square root of a positive 64-bit value: Newton's steps from above until they no longer fall.

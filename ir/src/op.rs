@@ -168,8 +168,8 @@ ops! {
     HardSwish = "hardswish" Float ["x"] { } infer::unary_float;
     /// `clip(alpha*x + beta, 0, 1)`.
     HardSigmoid = "hardsigmoid" Float ["x"] { alpha: Real, beta: Real } infer::unary_float;
-    /// `(x - mean)/sqrt(var + epsilon) * gamma + beta` over the last dimension (population variance).
-    LayerNorm = "layernorm" Float ["x", "gamma", "beta"] { epsilon: Real } infer::layernorm_float;
+    /// `(x - mean)/sqrt(var + epsilon) * gamma + beta` over the last dimension (population variance). Not `centred` it is RMSNorm: the mean counts as zero, in the variance as well.
+    LayerNorm = "layernorm" Float ["x", "gamma", "beta"] { epsilon: Real, centred: bool } infer::layernorm_float;
     /// `exp(x - max)/sum` over the last dimension.
     Softmax = "softmax" Float ["x"] { } infer::unary_float;
     /// Attention without softmax (EfficientViT): `q (k^T v) / (q (k^T 1) + epsilon)` for `q` [.., T, D], `k` [.., U, D] and `v` [.., U, E], the quotient row by row. `q` and `k` are not negative.
@@ -202,6 +202,10 @@ ops! {
     IntAdd = "int.add" Int ["a", "b"] { to: Elem } infer::add_int;
     /// `(a - a_zero) * (b - b_zero)` in `i32`, broadcast.
     IntMul = "int.mul" Int ["a", "b"] { a_zero: i64, b_zero: i64 } infer::mul_int;
+    /// Smaller of two, broadcast; both operands have the same quantization.
+    IntMin = "int.min" Int ["a", "b"] { } infer::extremum_int;
+    /// Larger of two, broadcast; both operands have the same quantization.
+    IntMax = "int.max" Int ["a", "b"] { } infer::extremum_int;
     /// `x` clamped to `[lo, hi]`.
     IntClamp = "int.clamp" Int ["x"] { lo: i64, hi: i64 } infer::same_int;
     /// `table[x - min(x's type)]` for 8-bit `x`; the table has 256 entries of the result's element type.
@@ -210,14 +214,14 @@ ops! {
     IntExp = "int.exp" Int ["x", "table"] { limit: i64, multiplier: i64, shift: u32, table_bits: u32 } infer::exp_int;
     /// Sum over `axis` in `i32`.
     IntReduceSum = "int.reduce_sum" Int ["x"] { axis: usize, keep: bool } infer::reduce_int;
-    /// `(numerator + x/2) / x` in `i32` for positive `x`: the multiplier that divides a row by its sum.
+    /// `(numerator + |x|/2) / |x|` in `i32`, negative where `x` is: the multiplier that divides by `x`. A divisor of zero counts as one. A quotient that does not fit is an error: the compiler proves it absent.
     IntReciprocal = "int.reciprocal" Int ["x"] { numerator: i64 } infer::reciprocal;
-    /// `int.requant` with one multiplier a row: `saturate((x * multiplier[row] + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32` with last dimension 1.
+    /// `int.requant` with multipliers of the image's own: `saturate((x * multiplier + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32` and broadcast to `x`: with last dimension 1 it is one a row.
     IntRequantRows = "int.requant_rows" Int ["x", "multiplier"] { shift: u32, zero_point: i64, to: Elem } infer::requant_rows;
     /// Attention without softmax, normalised by an exact integer reciprocal (Trio-ViT section 3.3 without its rounding to a power of two). For unsigned `q` [.., T, D], `k` [.., U, D] and `v` [.., U, E], matrix by matrix: `s = k^T (v - v_zero)` and `n[d] = sum_u k[u,d]` in `i32`; `h = max(0, bits(max |s|) - 14)`, `w = s + 2^(h-1) >> h` (no rounding term when h = 0), so that `w` fits `i16`; then for each row `a = q w` in `i32`, `g = max(q n + epsilon, 1)` in `i64`, `r = (numerator + g/2) / g`, and `y = saturate((a*r + 2^(shift-h-1) >> shift-h) + zero_point)`. With `log2` the divisor is a power of two (Trio-ViT section 3.3): `r = numerator >> i + b` for the leading one at bit `i` of `g` and `b` the bit below it. `a*r` fits `i64`: the op's rule on its attributes and sizes proves it.
     IntLinearAttention = "int.linear_attention" Int ["q", "k", "v"] { v_zero: i64, epsilon: i64, numerator: i64, shift: u32, log2: bool, zero_point: i64, to: Elem } infer::linear_attention_int;
-    /// LayerNorm with exact integer moments over the last dimension of length C. `s1 = sum x`, `s2 = sum x^2`, `v = max(C*s2 - s1^2 + epsilon, 1)`, `sigma = isqrt(v)`, `e = max(0, bits(sigma) + guard - 16)`, `r = (2^(e+norm_bits+recip_bits) + sigma/2) / sigma`; then for each element `d = (C*x - s1 + 2^(e-1)) >> e` (no rounding term when e = 0), `n = (d*r + 2^(recip_bits-1)) >> recip_bits`, `y = saturate((n*gamma[c] + beta[c] >> shift) + zero_point)`; `beta` carries the rounding half. `gamma`, `beta` are `i32`; `guard` is `ceil(log2(sqrt C)) + 1`. `d*r` (with its rounding half as well) and `n*gamma[c] + beta[c]` fit `i32`: the compiler proves it.
-    IntLayerNorm = "int.layernorm" Int ["x", "gamma", "beta"] { epsilon: i64, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64, to: Elem } infer::layernorm_int;
+    /// LayerNorm with exact integer moments over the last dimension of length C. `s1 = sum x`, `s2 = sum x^2`, `v = max(C*s2 - s1^2 + epsilon, 1)`, `sigma = isqrt(v)`, `e = max(0, bits(sigma) + guard - 16)`, `r = (2^(e+norm_bits+recip_bits) + sigma/2) / sigma`; then for each element `d = (C*x - s1 + 2^(e-1)) >> e` (no rounding term when e = 0), `n = (d*r + 2^(recip_bits-1)) >> recip_bits`, `y = saturate((n*gamma[c] + beta[c] >> shift) + zero_point)`; `beta` carries the rounding half. `gamma`, `beta` are `i32`; `guard` is `ceil(log2(sqrt C)) + 1`. Not `centred` it is RMSNorm: `s1` counts as zero. `d*r` (with its rounding half as well) and `n*gamma[c] + beta[c]` fit `i32`: the compiler proves it.
+    IntLayerNorm = "int.layernorm" Int ["x", "gamma", "beta"] { epsilon: i64, centred: bool, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64, to: Elem } infer::layernorm_int;
 
     // ---------------------------------------------------------------- integer, the published shift forms (I-ViT)
     /// Shiftmax (I-ViT section 3.3) over the last dimension: `i = x - max(x)`; `E = ShiftExp(i)` with integer one `one = -x0` and `n` fraction shifts: `p = max(i + (i >> 1) - (i >> 4), n*x0)`, `q = p/x0`, `r = p - x0*q`, `E = ((r - 2*x0) << (n-q)) >> 1`; `T = min(sum E, 2^31-1)`; `F = floor((2^31-1)/T)`; `y = E*F >> (31 - (bits-1))`, in `i16` at scale `2^-(bits-1)`.

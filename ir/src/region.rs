@@ -80,7 +80,7 @@ impl<'m> Rules<'m> {
         let by_row = match (&n.op, i) {
             (Op::FusedMatMul { .. }, 2..) => self.lane_reads_own_row(n, i - 1, shape, result),
             (Op::FusedMap { .. }, _) => self.lane_reads_own_row(n, i, shape, result),
-            (Op::IntAdd { .. } | Op::IntMul { .. }, _) => shape == result,
+            (Op::IntAdd { .. } | Op::IntMul { .. } | Op::IntMin {} | Op::IntMax {}, _) => shape == result,
             (Op::IntRequantRows { .. }, 1) => true,
             (op, 0) => !is_movement(op),
             _ => false,
@@ -132,6 +132,8 @@ fn goes_by_rows(module: &Module, node: &Node) -> bool {
         | Op::IntRequantRows { .. }
         | Op::IntAdd { .. }
         | Op::IntMul { .. }
+        | Op::IntMin {}
+        | Op::IntMax {}
         | Op::IntClamp { .. }
         | Op::IntTable {}
         | Op::IntExp { .. }

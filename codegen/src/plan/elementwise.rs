@@ -99,6 +99,14 @@ impl<M: Backend> Planner<'_, M> {
                 ];
                 (program(vec![element(0), element(1)], insts, Elem::I32), last)
             }
+            Op::IntMin {} => (
+                program(vec![element(0), element(1)], vec![Inst::Load(0), Inst::Load(1), Inst::Min(0, 1)], elem(0)),
+                last,
+            ),
+            Op::IntMax {} => (
+                program(vec![element(0), element(1)], vec![Inst::Load(0), Inst::Load(1), Inst::Max(0, 1)], elem(0)),
+                last,
+            ),
             Op::IntClamp { lo, hi } => {
                 (program(vec![element(0)], vec![Inst::Load(0), Inst::Clamp(0, *lo, *hi)], elem(0)), last)
             }

@@ -192,6 +192,8 @@ impl<M: Backend> Planner<'_, M> {
             | Op::IntRequantRows { .. }
             | Op::IntAdd { .. }
             | Op::IntMul { .. }
+            | Op::IntMin {}
+            | Op::IntMax {}
             | Op::IntClamp { .. }
             | Op::IntTable {} => self.elementwise(node),
             Op::IntExp { .. }

@@ -69,9 +69,9 @@ impl<M: Backend> Planner<'_, M> {
                 extra.push(Operand { elem: Elem::U8, offset: Lin::ZERO, rows: vec![], columns: Columns::Table });
                 Ok(Work::Exp { limit, multiplier, shift, entries })
             }
-            Op::IntLayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point, .. } => {
+            Op::IntLayerNorm { epsilon, centred, guard, norm_bits, recip_bits, shift, zero_point, .. } => {
                 self.channels(node, args, extra)?;
-                Ok(Work::LayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point })
+                Ok(Work::LayerNorm { epsilon, centred, guard, norm_bits, recip_bits, shift, zero_point })
             }
             Op::IntShiftLayerNorm { shift, zero_point, .. } => {
                 self.channels(node, args, extra)?;

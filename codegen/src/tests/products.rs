@@ -239,6 +239,7 @@ fn measure_a_block() {
     let gamma = random_constant(&mut m, &mut r, Elem::I32, &[c], -2000, 2000);
     let op = Op::IntLayerNorm {
         epsilon: 17,
+        centred: true,
         guard: 5,
         norm_bits: 9,
         recip_bits: 12,

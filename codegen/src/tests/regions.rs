@@ -11,6 +11,7 @@ fn layernorm(m: &mut Module, x: ValueId, r: &mut Random) -> ValueId {
     let beta = random_constant(m, r, Elem::I32, &[WIDTH], -100_000, 100_000);
     let op = Op::IntLayerNorm {
         epsilon: 1000,
+        centred: true,
         guard: 4,
         norm_bits: 9,
         recip_bits: 13,

@@ -58,6 +58,18 @@ fn reciprocals() {
 }
 
 #[test]
+fn reciprocals_around_zero() {
+    for (elem, range) in
+        [(Elem::I32, (-5, 5)), (Elem::I32, full(Elem::I32)), (Elem::I16, (-3, 3)), (Elem::I16, full(Elem::I16))]
+    {
+        let mut m = module();
+        let x = input(&mut m, elem, batched(&[3, 13]));
+        let y = node(&mut m, Op::IntReciprocal { numerator: i32::MAX.into() }, &[x]);
+        check(&mut m, y, 1, &[range]);
+    }
+}
+
+#[test]
 fn layernorms() {
     for c in [1usize, 3, 8, 17, 33, 70, 192] {
         for (elem, range) in [(Elem::I16, (-32768, 32767)), (Elem::I16, (-3, 3)), (Elem::U8, (0, 255))] {
@@ -69,6 +81,7 @@ fn layernorms() {
             let guard = (c as f64).sqrt().log2().ceil() as u32 + 1;
             let op = Op::IntLayerNorm {
                 epsilon: 17,
+                centred: c != 17,
                 guard,
                 norm_bits: 9,
                 recip_bits: 12,
@@ -145,4 +158,27 @@ fn clamps_tables_and_rows() {
     let s = input(&mut m, Elem::I32, batched(&[5, 1]));
     let y = node(&mut m, Op::IntRequantRows { shift: 40, zero_point: 9, to: Elem::U8 }, &[a, s]);
     check(&mut m, y, 2, &[]);
+}
+
+#[test]
+fn smaller_and_larger_of_two() {
+    for elem in [Elem::U8, Elem::I8, Elem::I16, Elem::I32] {
+        let mut m = module();
+        let (a, b) = (input(&mut m, elem, batched(&[5, 37])), input(&mut m, elem, batched(&[5, 37])));
+        let row = input(&mut m, elem, shape(&[37]));
+        let y = node(&mut m, Op::IntMax {}, &[a, b]);
+        let y = node(&mut m, Op::IntMin {}, &[y, row]);
+        check(&mut m, y, 1, &[]);
+    }
+}
+
+#[test]
+fn multipliers_of_elements() {
+    for dims in [&[5, 11][..], &[1, 11], &[5, 1], &[5, 40]] {
+        let mut m = module();
+        let a = input(&mut m, Elem::I16, batched(&[5, if dims[1] == 1 { 11 } else { dims[1] }]));
+        let s = input(&mut m, Elem::I32, batched(dims));
+        let y = node(&mut m, Op::IntRequantRows { shift: 40, zero_point: 9, to: Elem::U8 }, &[a, s]);
+        check(&mut m, y, 1, &[]);
+    }
 }

@@ -124,6 +124,7 @@ fn norms_of_every_width_and_result() {
         let beta = random_constant(&mut m, &mut r, Elem::I32, &[c], -500_000, 500_000);
         let op = Op::IntLayerNorm {
             epsilon: [17, 1 << 40][i % 2],
+            centred: i % 3 != 0,
             guard: (c as f64).sqrt().log2().ceil() as u32 + 1,
             norm_bits: 9,
             recip_bits: 12,
@@ -194,6 +195,7 @@ fn rows_run_in_leaves() {
         let gamma = constant(&mut m, Elem::I32, &[192], &[7; 192]);
         let op = Op::IntLayerNorm {
             epsilon: 9,
+            centred: true,
             guard: 5,
             norm_bits: 9,
             recip_bits: 12,

@@ -61,6 +61,7 @@ pub(crate) struct WideNorm {
     /// x, gamma, beta, out.
     operands: [Operand; 4],
     epsilon: i64,
+    centred: bool,
     guard: u32,
     norm_bits: u32,
     recip_bits: u32,
@@ -71,7 +72,7 @@ pub(crate) struct WideNorm {
 impl WideNorm {
     /// The same rows with a leaf, if there can be one.
     pub(crate) fn of(rows: &Rows) -> Option<WideNorm> {
-        let Work::LayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point } = rows.work else {
+        let Work::LayerNorm { epsilon, centred, guard, norm_bits, recip_bits, shift, zero_point } = rows.work else {
             return None;
         };
         let operands = <[Operand; 4]>::try_from(rows.operands.clone()).ok()?;
@@ -88,6 +89,7 @@ impl WideNorm {
             c: rows.c,
             operands,
             epsilon,
+            centred,
             guard,
             norm_bits,
             recip_bits,
@@ -182,7 +184,7 @@ impl WideNorm {
 
     // ---- moments
 
-    /// The sum of the row at rsi in rbp and that of its squares in rcx.
+    /// The sum of the row at rsi in rbp, zero where the mean counts as zero, and that of its squares in rcx.
     fn moments(&self, asm: &mut Asm) -> Assembled {
         const SUM: u8 = 0;
         const EVEN_SQUARES: u8 = 1;
@@ -221,8 +223,12 @@ impl WideNorm {
             add(asm, n, Shuffle::Words, 0x4e)?;
         }
         add(asm, SUM, Shuffle::Words, 0xb1)?;
-        asm.c.vmovd(gpr32::ebp, x(SUM))?;
-        asm.c.movsxd(rbp, gpr32::ebp)?;
+        if self.centred {
+            asm.c.vmovd(gpr32::ebp, x(SUM))?;
+            asm.c.movsxd(rbp, gpr32::ebp)?;
+        } else {
+            asm.c.xor(gpr32::ebp, gpr32::ebp)?;
+        }
         Ok(asm.c.vmovq(rcx, x(EVEN_SQUARES))?)
     }
 
@@ -415,7 +421,15 @@ mod tests {
         let operand =
             |elem| Operand { elem, offset: crate::view::Lin::ZERO, rows: vec![], columns: Columns::Stride(1) };
         let operands = [Elem::I16, Elem::I32, Elem::I32, Elem::U8].map(operand);
-        let work = Work::LayerNorm { epsilon: 1, guard: 5, norm_bits: 9, recip_bits: 12, shift: 8, zero_point: 0 };
+        let work = Work::LayerNorm {
+            epsilon: 1,
+            centred: true,
+            guard: 5,
+            norm_bits: 9,
+            recip_bits: 12,
+            shift: 8,
+            zero_point: 0,
+        };
         WideNorm::of(&Rows { sizes: vec![], c: 192, operands: operands.into(), work }).unwrap()
     }
 

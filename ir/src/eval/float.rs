@@ -15,7 +15,7 @@ pub(super) fn eval(call: &Call) -> Evaluated {
             conv(attrs, call.operands, call.shape)
         }
         Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {} => binary(call),
-        Op::LayerNorm { epsilon } => rows::layernorm(call, *epsilon),
+        Op::LayerNorm { epsilon, centred } => rows::layernorm(call, *epsilon, *centred),
         Op::LinearAttention { epsilon } => linear_attention::float(call, epsilon.0),
         Op::Softmax {} => rows::softmax(call.operands[0]),
         Op::ReduceMean { axes, .. } => reduce(call.operands[0], axes, |row| math::sum(row) / row.len() as f32),

@@ -14,6 +14,8 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::IntRequant { .. } | Op::IntRequant15 { .. } => requant(call),
         Op::IntRequantRows { shift, zero_point, to } => requant_rows(call, *shift, *zero_point, *to),
         Op::IntAdd { to } => add(call, *to),
+        Op::IntMin {} => Ok(Data::narrow(x.elem(), pairs(call, i32::min)?)),
+        Op::IntMax {} => Ok(Data::narrow(x.elem(), pairs(call, i32::max)?)),
         Op::IntMul { a_zero, b_zero } => mul(call, *a_zero, *b_zero),
         Op::IntClamp { lo, hi } => {
             Ok(Data::from_ints(x.elem(), x.i32()?.iter().map(|&v| i64::from(v).clamp(*lo, *hi))))
@@ -172,10 +174,9 @@ fn reduce_sum(x: View, axis: usize) -> Evaluated {
 
 fn reciprocal(x: View, numerator: i64) -> Evaluated {
     let one = |&v: &i32| {
-        if v <= 0 {
-            return Err(Fault::overflow(format!("the reciprocal of {v}, wants a positive value")));
-        }
-        fit((numerator + i64::from(v) / 2) / i64::from(v), "a reciprocal")
+        let divisor = i64::from(v).abs().max(1);
+        let quotient = (numerator + divisor / 2) / divisor;
+        fit(if v < 0 { -quotient } else { quotient }, "a reciprocal")
     };
     Ok(Data::I32(x.i32()?.iter().map(one).collect::<Result<_, _>>()?))
 }

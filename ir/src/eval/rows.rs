@@ -7,13 +7,13 @@ use crate::op::Op;
 use crate::types::{Elem, Real};
 
 /// Mean, then mean square of the differences: two passes over a row that is in the cache.
-pub(super) fn layernorm(call: &Call, epsilon: Real) -> Evaluated {
+pub(super) fn layernorm(call: &Call, epsilon: Real, centred: bool) -> Evaluated {
     let (x, gamma, beta) = (call.operands[0], call.operands[1].f32()?, call.operands[2].f32()?);
     let c = x.last();
     let (gamma, beta) = (spread(gamma, c), spread(beta, c));
     let mut out = x.f32()?.to_vec();
     for row in out.chunks_exact_mut(c) {
-        let mean = math::sum(row) / c as f32;
+        let mean = if centred { math::sum(row) / c as f32 } else { 0.0 };
         row.iter_mut().for_each(|v| *v -= mean);
         let variance = math::sum_of_squares(row) / c as f32;
         let factor = (1.0 / (f64::from(variance) + epsilon.0).sqrt()) as f32;
@@ -92,9 +92,12 @@ struct Moments {
     r: i64,
 }
 
-fn moments(row: &[i32], epsilon: i64, guard: u32, norm_bits: u32, recip_bits: u32) -> Result<Moments, Fault> {
+fn moments(op: &Op, row: &[i32]) -> Result<Moments, Fault> {
+    let Op::IntLayerNorm { epsilon, centred, guard, norm_bits, recip_bits, .. } = *op else {
+        return Err(Fault::eval("no layernorm"));
+    };
     let c = row.len() as i64;
-    let sum: i64 = row.iter().map(|&x| i64::from(x)).sum();
+    let sum: i64 = if centred { row.iter().map(|&x| i64::from(x)).sum() } else { 0 };
     let squares: i64 = row.iter().map(|&x| i64::from(x) * i64::from(x)).sum();
     let v = (c * squares - sum * sum).checked_add(epsilon);
     let v = v.ok_or_else(|| Fault::overflow("the variance with epsilon does not fit i64"))?.max(1);
@@ -106,16 +109,14 @@ fn moments(row: &[i32], epsilon: i64, guard: u32, norm_bits: u32, recip_bits: u3
 }
 
 fn layernorm_int(call: &Call) -> Evaluated {
-    let Op::IntLayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point, to } = *call.op else {
-        return misplaced(call);
-    };
+    let Op::IntLayerNorm { recip_bits, shift, zero_point, to, .. } = *call.op else { return misplaced(call) };
     let (x, c) = (call.operands[0].i32()?, call.operands[0].last());
     let (gamma, beta) = (spread(&call.operands[1].i32()?, c), spread(&call.operands[2].i32()?, c));
     let (lo, hi) = range(to)?;
     let half = 1i64 << (recip_bits - 1);
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(c) {
-        let Moments { sum, e, r } = moments(row, epsilon, guard, norm_bits, recip_bits)?;
+        let Moments { sum, e, r } = moments(call.op, row)?;
         let round = if e == 0 { 0 } else { 1i64 << (e - 1) };
         for ((&x, &gamma), &beta) in row.iter().zip(&gamma).zip(&beta) {
             let d = (c as i64 * i64::from(x) - sum + round) >> e;

@@ -223,6 +223,13 @@ pub(crate) fn mul_int(_: &Op, operands: &[&TensorType]) -> Inferred {
     Ok(TensorType::new(Elem::I32, broadcast(&operands[0].shape, &operands[1].shape)?))
 }
 
+pub(crate) fn extremum_int(_: &Op, operands: &[&TensorType]) -> Inferred {
+    let [a, b] = [operands[0], operands[1]];
+    operands.iter().try_for_each(|x| want_elem(x, INTS, "an operand"))?;
+    ensure(a.elem == b.elem, || format!("operands of {} and {}", a.elem, b.elem))?;
+    Ok(TensorType::new(a.elem, broadcast(&a.shape, &b.shape)?))
+}
+
 pub(crate) fn same_int(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntClamp { lo, hi } = op else { unreachable!() };
     want_elem(operands[0], INTS, "x")?;
@@ -260,7 +267,7 @@ pub(crate) fn reduce_int(op: &Op, operands: &[&TensorType]) -> Inferred {
 
 pub(crate) fn reciprocal(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntReciprocal { numerator } = op else { unreachable!() };
-    want_elem(operands[0], &[Elem::I32], "x")?;
+    want_elem(operands[0], &[Elem::I32, Elem::I16], "x")?;
     ensure((1..1 << 62).contains(numerator), || format!("numerator {numerator} is outside 1..2^62"))?;
     Ok(TensorType::new(Elem::I32, operands[0].shape.clone()))
 }
@@ -307,9 +314,8 @@ pub(crate) fn linear_attention_int(op: &Op, operands: &[&TensorType]) -> Inferre
 
 pub(crate) fn requant_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntRequantRows { shift, to, .. } = op else { unreachable!() };
-    want_elem(operands[0], &[Elem::I32], "x")?;
+    want_elem(operands[0], &[Elem::I32, Elem::I16], "x")?;
     want_elem(operands[1], &[Elem::I32], "multiplier")?;
-    ensure(operands[1].shape.last_fixed() == Some(1), || "multiplier's last dimension is 1".into())?;
     ensure((1..=62).contains(shift), || format!("shift {shift} is outside 1..=62"))?;
     ensure(NARROW.contains(to), || format!("cannot requantize to {to}"))?;
     let shape = broadcast(&operands[0].shape, &operands[1].shape)?;

@@ -114,7 +114,7 @@ impl Build {
         let beta = self.weights(&[channels], 0.1);
         let gamma = self.random.normals(channels, 0.2).iter().map(|g| 1.0 + g).collect::<Vec<_>>();
         let gamma = self.values(&[channels], &gamma);
-        self.op(Op::LayerNorm { epsilon: Real(1e-6) }, &[x, gamma, beta])
+        self.op(Op::LayerNorm { epsilon: Real(1e-6), centred: true }, &[x, gamma, beta])
     }
 
     pub(crate) fn softmax(&mut self, x: ValueId) -> ValueId {

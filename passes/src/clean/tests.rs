@@ -48,7 +48,7 @@ fn layernorm_chains() {
         let cleaned = clean(&b.done(y));
         assert_eq!(cleaned.module.nodes.len(), 1, "variant {variant}");
         assert_eq!(cleaned.fired["layernorm"], 1);
-        let Op::LayerNorm { epsilon } = cleaned.module.nodes[0].op else { panic!() };
+        let Op::LayerNorm { epsilon, centred: true } = cleaned.module.nodes[0].op else { panic!() };
         assert!((epsilon.0 - 1e-5).abs() < 1e-9);
         let loc = cleaned.module.nodes[0].loc.as_deref().unwrap();
         assert!(
@@ -59,6 +59,54 @@ fn layernorm_chains() {
             "{loc}"
         );
     }
+}
+
+#[test]
+fn rmsnorm_chains() {
+    for variant in 0..4 {
+        let mut b = Build::new(variant);
+        let x = b.input(&[5, 8]);
+        let two = b.scalar(2.0);
+        let square = if variant == 0 { b.op(Op::Pow {}, &[x, two]) } else { b.mul(x, x) };
+        let variance = mean(&mut b, square);
+        let sum = b.shift(variance, 1e-5);
+        let normal = match variant {
+            0 => {
+                let deviation = b.op(Op::Sqrt {}, &[sum]);
+                b.op(Op::Div {}, &[x, deviation])
+            }
+            1 => {
+                let deviation = b.op(Op::Sqrt {}, &[sum]);
+                let r = b.op(Op::Reciprocal {}, &[deviation]);
+                b.mul(r, x)
+            }
+            _ => {
+                let half = b.scalar(-0.5);
+                let r = b.op(Op::Pow {}, &[sum, half]);
+                if variant == 2 { b.mul(r, x) } else { b.mul(x, r) }
+            }
+        };
+        let gamma = b.weights(&[8], 1.0);
+        let y = b.mul(normal, gamma);
+        let cleaned = clean(&b.done(y));
+        assert_eq!(cleaned.module.nodes.len(), 1, "variant {variant}");
+        let Op::LayerNorm { epsilon, centred: false } = cleaned.module.nodes[0].op else { panic!() };
+        assert!((epsilon.0 - 1e-5).abs() < 1e-9);
+    }
+}
+
+/// Another value over a root mean square is no norm.
+#[test]
+fn a_quotient_by_another_deviation_stays() {
+    let mut b = Build::new(1);
+    let x = b.input(&[5, 8]);
+    let y = b.op(Op::Tanh {}, &[x]);
+    let square = b.mul(y, y);
+    let variance = mean(&mut b, square);
+    let sum = b.shift(variance, 1e-5);
+    let deviation = b.op(Op::Sqrt {}, &[sum]);
+    let y = b.op(Op::Div {}, &[x, deviation]);
+    assert!(!clean(&b.done(y)).fired.contains_key("layernorm"));
 }
 
 /// One plus erf of `x/sqrt 2`.

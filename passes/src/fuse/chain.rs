@@ -1,7 +1,7 @@
 //! Chains of elementwise ops, and the lane program that a chain is.
 
 use vitc_ir::lane::{Access, Input, Inst, Program, Reg, Width};
-use vitc_ir::{Def, Elem, ImageLayout, Module, Node, Op, TensorType, ValueId};
+use vitc_ir::{Def, Elem, ImageLayout, Module, Node, Op, Shape, TensorType, ValueId};
 
 use super::{channel_access, lane_const};
 
@@ -87,7 +87,7 @@ fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: Option
         Op::IntRequantRows { .. } => convolution.is_none() && node.operands[0] == value,
         Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),
         Op::IntClamp { .. } => true,
-        Op::IntAdd { .. } => node.operands.contains(&value),
+        Op::IntAdd { .. } | Op::IntMin {} | Op::IntMax {} => node.operands.contains(&value),
         _ => false,
     }
 }
@@ -133,6 +133,14 @@ impl Epilogue {
         self.push(Inst::Load(input))
     }
 
+    /// The operand of a symmetric op that is not the chain's value, or that value again.
+    fn other(&mut self, module: &Module, node: &Node, value: ValueId) -> Reg {
+        match node.operands.iter().copied().find(|&v| v != value) {
+            Some(other) => self.load(other, module.ty(other).elem, Access::Element),
+            None => self.current,
+        }
+    }
+
     /// Adds the accumulator's bias.
     pub fn add_bias(&mut self, bias: ValueId, ty: &TensorType) {
         let single = ty.shape.count().and_then(|d| d.as_fixed()) == Some(1);
@@ -167,7 +175,8 @@ impl Epilogue {
                 self.dyadic(m, *shift, *zero_point, *to);
             }
             Op::IntRequantRows { shift, zero_point, to } => {
-                let m = self.load(node.operands[1], Elem::I32, Access::Row);
+                let access = row_access(&module.ty(node.operands[1]).shape, &module.ty(value).shape);
+                let m = self.load(node.operands[1], Elem::I32, access);
                 self.dyadic(m, *shift, *zero_point, *to);
             }
             Op::IntRequant15 { pre_shift, zero_point, to, .. } => {
@@ -190,14 +199,17 @@ impl Epilogue {
             }
             Op::IntClamp { lo, hi } => self.step(Inst::Clamp(self.current, *lo, *hi)),
             Op::IntAdd { to } => {
-                let other = node.operands.iter().copied().find(|&v| v != value).unwrap_or(value);
-                let b = if other == value {
-                    self.current
-                } else {
-                    self.load(other, module.ty(other).elem, Access::Element)
-                };
+                let b = self.other(module, node, value);
                 self.step(Inst::Add(self.current, b));
                 self.saturate(*to);
+            }
+            Op::IntMin {} => {
+                let b = self.other(module, node, value);
+                self.step(Inst::Min(self.current, b));
+            }
+            Op::IntMax {} => {
+                let b = self.other(module, node, value);
+                self.step(Inst::Max(self.current, b));
             }
             op => return Err(format!("`{}` is not elementwise", op.name())),
         }
@@ -231,6 +243,14 @@ impl Epilogue {
             self.step(Inst::Clamp(self.current, i32::MIN.into(), i32::MAX.into()));
         }
         (Program { inputs: self.inputs, insts: self.insts, output }, self.extras)
+    }
+}
+
+/// How an extra of that shape, which broadcasts to `shape`, is indexed.
+fn row_access(extra: &Shape, shape: &Shape) -> Access {
+    match (extra.0.split_last(), shape.0.split_last()) {
+        (Some((last, outer)), Some((_, rows))) if last.as_fixed() == Some(1) && outer == rows => Access::Row,
+        _ => Access::Element,
     }
 }
 

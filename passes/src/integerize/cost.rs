@@ -1,13 +1,17 @@
 //! Cost of integer ops for extraction: rough cycles of one core for one image on the portable tier. Integers only, so that
 //! the choice is the same everywhere.
 
-use vitc_ir::{Class, Dim, Op, TensorType};
+use vitc_ir::{Class, Dim, Op, Shape, TensorType};
 
 /// More than any graph can cost: a float op is taken only where nothing else exists, and then reported.
 pub const FLOAT: u64 = 1 << 50;
 
 fn elements(ty: &TensorType) -> u64 {
-    ty.shape.count().unwrap_or(Dim::fixed(1)).size as u64
+    count(&ty.shape)
+}
+
+fn count(shape: &Shape) -> u64 {
+    shape.count().unwrap_or(Dim::fixed(1)).size as u64
 }
 
 /// An 8-bit table look-up.
@@ -46,6 +50,11 @@ pub fn linear_attention(q: &TensorType) -> u64 {
     8 * elements(q)
 }
 
+/// A division a divisor, a product an element of the result.
+pub fn quotient(divisors: &TensorType, result: &Shape) -> u64 {
+    20 * elements(divisors) + 3 * count(result)
+}
+
 /// Cost of one op from the types of its operands and its result.
 pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
     let out = elements(result);
@@ -62,7 +71,7 @@ pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
         }
         Op::IntRequant { .. } | Op::IntRequantRows { .. } => 3 * out,
         Op::IntRequant15 { .. } | Op::IntAdd { .. } | Op::IntMul { .. } | Op::IntClamp { .. } => out,
-        Op::IntTable {} => out,
+        Op::IntMin {} | Op::IntMax {} | Op::IntTable {} => out,
         Op::IntShiftGelu { .. } => 30 * out,
         Op::IntLayerNorm { .. } => 3 * out,
         Op::IntShiftLayerNorm { .. } => 8 * out,

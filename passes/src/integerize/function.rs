@@ -13,12 +13,17 @@ use crate::clean::slices::is_elementwise;
 /// Longest chain that is followed.
 const LONGEST: usize = 32;
 
-/// The 8-bit class that `y` is an elementwise function of, by two ops or more, and what each of its 256 values yields when
-/// quantized.
+/// The 8-bit class that `y` is an elementwise function of, by two ops or more or by adding a constant, and what each of its
+/// 256 values yields when quantized.
 pub(super) fn table(egraph: &EGraph, y: Id, to: Elem, target: &Quant) -> Option<(Id, Vec<i64>)> {
     let mut chain = Chain { egraph, shape: egraph[y].data.ty.clone()?.shape, source: None, steps: Vec::new() };
     chain.visit(y)?;
-    if chain.steps.len() < 2 {
+    if let [(_, op, _)] = &chain.steps[..]
+        && !matches!(op, Op::Add {} | Op::Sub {})
+    {
+        return None; // it has a rule of its own
+    }
+    if chain.steps.is_empty() {
         return None;
     }
     let x = egraph[chain.source?].data.ty.clone()?;

@@ -120,8 +120,9 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
         }
         Op::IntReciprocal { numerator } => {
             let x = operand(0);
-            // a divisor that may be zero or negative has no bound: report it as an overflow
-            if x.lo < 1 { Interval::new(i64::MIN, i64::MAX) } else { Interval::new(0, (numerator + x.lo / 2) / x.lo) }
+            let least = x.lo.max(1); // the largest quotient is that of the smallest divisor
+            let most = (numerator + least / 2) / least;
+            Interval::new(if x.lo < 0 { -numerator } else { 0 }, most)
         }
         Op::IntExp { .. } => Interval { peaked: true, ..Interval::new(0, 255) },
         Op::IntShiftmax { bits, .. } => {
@@ -132,6 +133,8 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             Interval::new(x.lo.min(0) << (bits - 1), x.hi.max(0) << (bits - 1))
         }
         Op::IntClamp { lo, hi } => Interval::new(operand(0).lo.clamp(*lo, *hi), operand(0).hi.clamp(*lo, *hi)),
+        Op::IntMin {} => Interval::new(operand(0).lo.min(operand(1).lo), operand(0).hi.min(operand(1).hi)),
+        Op::IntMax {} => Interval::new(operand(0).lo.max(operand(1).lo), operand(0).hi.max(operand(1).hi)),
         Op::IntTable {} => operand(1),
         Op::IntAdd { to } => {
             let (a, b) = (operand(0), operand(1));

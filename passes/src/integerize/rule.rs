@@ -131,7 +131,7 @@ impl Match<'_> {
     }
 
     /// The elementwise function of one 8-bit class that a variable is, as a table of what it quantizes to: the class and
-    /// the 256 results. `None` when it is no such function, or one of a single op, which has a rule of its own.
+    /// the 256 results. `None` when it is no such function, or one of a single op that has a rule of its own.
     pub fn function(&self, name: &str, to: Elem, target: &Quant) -> Option<(Id, Vec<i64>)> {
         super::function::table(self.egraph, self.var(name)?, to, target)
     }

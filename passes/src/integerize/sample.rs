@@ -142,6 +142,8 @@ pub struct LayerNorm<'a> {
     pub beta: &'a [f64],
     /// Added to the variance.
     pub epsilon: f64,
+    /// Whether the mean is subtracted.
+    pub centred: bool,
     /// Scale of the input.
     pub scale: f64,
 }
@@ -182,7 +184,7 @@ impl LayerNorm<'_> {
     fn float_row(&self, row: &[i16]) -> Vec<f64> {
         let count = row.len() as f64;
         let x: Vec<f64> = row.iter().map(|&v| f64::from(v) * self.scale).collect();
-        let mean = x.iter().sum::<f64>() / count;
+        let mean = if self.centred { x.iter().sum::<f64>() / count } else { 0.0 };
         let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
         let deviation = (variance + self.epsilon).sqrt();
         x.iter().enumerate().map(|(c, v)| (v - mean) / deviation * self.gamma[c] + self.beta[c]).collect()

@@ -225,6 +225,14 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(Op::LinearAttention { epsilon: Real(1e-5) }, &[q, key, v]);
             b.quantize(Elem::U8, y, 0.03, 128)
         }
+        "quotient" => {
+            let divisor = [[rows, k], [rows, 1], [1, k]][b.dice.below(3)];
+            let dividend = if b.dice.below(4) == 0 { [1, 1] } else { [rows, k] };
+            let x = b.signed(Elem::I16, &dividend, 0.001);
+            let y = b.signed(Elem::I16, &divisor, 0.0004);
+            let y = b.op(Op::Div {}, &[x, y]);
+            b.quantize(Elem::U8, y, 0.1, 120)
+        }
         "table-function" => {
             let x = b.bytes(&[rows, k]);
             let steeper = b.m.constant(Const::new("c", TensorType::f32(Shape::fixed(&[])), &[1.702f32]));
@@ -238,11 +246,20 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(unary("gelu"), &[x]);
             b.quantize(Elem::U8, y, 0.03, 10)
         }
+        "sink-min" | "sink-max" => {
+            let quant = Quant::per_tensor(0.1, 7);
+            let x = b.input(Elem::U8, &[rows, k], quant.clone());
+            let y = b.input(Elem::U8, &[1, k], quant);
+            b.op(if rule == "sink-min" { Op::Min {} } else { Op::Max {} }, &[x, y])
+        }
         "moments-layernorm" | "shift-layernorm" => {
             let channels = b.dice.between(8, 64);
             let x = b.signed(Elem::I16, &[rows, channels], 0.001);
             let (gamma, beta) = (b.floats("gamma", channels), b.floats("beta", channels));
-            let y = b.op(Op::LayerNorm { epsilon: Real(1e-6) }, &[x, gamma, beta]);
+            let y = b.op(
+                Op::LayerNorm { epsilon: Real(1e-6), centred: rule == "shift-layernorm" || rows % 2 == 0 },
+                &[x, gamma, beta],
+            );
             b.quantize(Elem::U8, y, 0.05, 128)
         }
         "deferred-softmax" | "shift-softmax" => {

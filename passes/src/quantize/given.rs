@@ -57,6 +57,16 @@ pub(crate) fn grid_of(module: &Module, v: ValueId) -> Option<Grid> {
     }
 }
 
+/// Whether the model has a value on a grid of bytes.
+pub(crate) fn is_on_bytes(module: &Module, v: ValueId) -> bool {
+    module.node_of(v).is_some() && grid_of(module, v).is_some_and(|g| g.is_narrow())
+}
+
+/// Whether the model does nothing with a value but bring it to grids of bytes.
+pub(crate) fn is_read_as_bytes(module: &Module, v: ValueId) -> bool {
+    reading_grids(module, v).is_some_and(|grids| !grids.is_empty() && grids.iter().all(Grid::is_narrow))
+}
+
 /// The one grid that all users of a value, beyond movement, quantize it to.
 fn only_grid(module: &Module, v: ValueId) -> Option<Grid> {
     let mut grids = reading_grids(module, v)?.into_iter();
@@ -87,9 +97,12 @@ fn reading_grids(module: &Module, v: ValueId) -> Option<Vec<Grid>> {
 
 /// The grid of a group of sites, when all have the same one of the model and it does in their role.
 pub(crate) fn grid_of_group(module: &Module, members: &[Site]) -> Option<Grid> {
-    let &(first, role) = members.first()?;
+    // the smaller or larger of two members lies on their grid
+    let picked = |v: ValueId| module.node_of(v).is_some_and(|n| matches!(n.op, Op::Min {} | Op::Max {}));
+    let mut own = members.iter().filter(|&&(v, role)| role != Role::Unsigned || !picked(v));
+    let &(first, role) = own.next()?;
     let grid = grid_of(module, first)?;
-    let alike = members.iter().all(|&(v, _)| grid_of(module, v).as_ref() == Some(&grid));
+    let alike = own.all(|&(v, _)| grid_of(module, v).as_ref() == Some(&grid));
     let wide = grid.elem == Elem::I16 && role == Role::Unsigned;
     if !alike {
         None
@@ -183,7 +196,7 @@ impl Ranges {
         match node.op {
             Op::Add {} => sum(operands.next()??, operands.next()??, 1.0),
             Op::Sub {} => sum(operands.next()??, operands.next()??, -1.0),
-            _ if node.op.class() == Class::Move => {
+            _ if node.op.class() == Class::Move || matches!(node.op, Op::Min {} | Op::Max {}) => {
                 operands.collect::<Option<Vec<_>>>()?.into_iter().reduce(Known::join)
             }
             _ => None,

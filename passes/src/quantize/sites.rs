@@ -63,6 +63,8 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (Op::LayerNorm { .. } | Op::Softmax {} | Op::Normalize { .. }, _) => Demand::Plain,
         (Op::Add {} | Op::Sub {}, _) => Demand::Integer(Role::Wide),
         (Op::ReduceMean { .. } | Op::ReduceSum { .. } | Op::ReduceMax { .. }, _) => integer(Role::Wide),
+        (Op::Div {}, _) => Demand::Integer(Role::Wide),
+        (Op::Min {} | Op::Max {}, _) => Demand::Integer(Role::Unsigned),
         (Op::Mul {}, _) if constant && module.ty(v).shape.count() != Some(Dim::fixed(1)) => {
             Demand::Integer(Role::Signed)
         }
@@ -80,7 +82,24 @@ pub(crate) fn is_folded_normalize(module: &Module, v: ValueId) -> bool {
 /// constants of one element, start from. Inside such a chain nothing is quantized, and all of it becomes one table. Chains
 /// that only scale and shift are none: they keep the bits they have.
 pub(crate) fn chain_source(module: &Module, v: ValueId) -> Option<ValueId> {
-    source_within(module, v, 4)
+    source_within(module, v, 4).or_else(|| shifted_grid(module, v))
+}
+
+/// What a constant is added to, where a quantized model has both that and the sum on grids of bytes: between the two a table
+/// is exact, and a sum of 16 bits would round to a step that holds both ranges.
+fn shifted_grid(module: &Module, v: ValueId) -> Option<ValueId> {
+    let node = module.node_of(v).filter(|n| matches!(n.op, Op::Add {} | Op::Sub {}))?;
+    let x = match node.operands[..] {
+        [x, c] | [c, x] if is_single(module, c) => x,
+        _ => return None,
+    };
+    let alike = module.ty(x).shape == module.ty(v).shape && module.const_of(x).is_none();
+    (alike && given::is_on_bytes(module, x) && given::is_read_as_bytes(module, v)).then_some(x)
+}
+
+/// Whether a value is a constant of one element.
+fn is_single(module: &Module, v: ValueId) -> bool {
+    module.const_of(v).and_then(|c| c.ty.shape.count()?.as_fixed()) == Some(1)
 }
 
 /// Looks for the curved op of a chain above a value, then below it: no further than `steps` and among few users.
@@ -102,7 +121,7 @@ fn source_within(module: &Module, v: ValueId, steps: usize) -> Option<ValueId> {
 /// What a value is a function of, by the elementwise ops above it, one of which at least is no affine one.
 fn function_source(module: &Module, v: ValueId) -> Option<ValueId> {
     const LONGEST: usize = 32;
-    let single = |v: ValueId| module.const_of(v).and_then(|c| c.ty.shape.count()?.as_fixed()) == Some(1);
+    let single = |v: ValueId| is_single(module, v);
     let shape = &module.ty(v).shape;
     let step = |v: ValueId| module.node_of(v).filter(|n| is_elementwise(&n.op) && module.ty(v).shape == *shape);
     let mut open = BTreeSet::from([v]);
@@ -144,6 +163,8 @@ pub(crate) fn is_output_quantized(module: &Module, v: ValueId) -> bool {
                         | Op::Conv2d { .. }
                         | Op::Add {}
                         | Op::Sub {}
+                        | Op::Min {}
+                        | Op::Max {}
                         | Op::ReduceMean { .. }
                         | Op::ReduceSum { .. }
                 )
@@ -165,10 +186,9 @@ fn only_scales_scores(module: &Module, v: ValueId) -> bool {
 /// Whether softmax can take the accumulators of a product themselves: they have one scale, and nothing but constants lies between.
 fn are_scores(module: &Module, v: ValueId) -> bool {
     let Some(node) = module.node_of(v) else { return false };
-    let single = |v: ValueId| module.const_of(v).and_then(|c| c.ty.shape.count()?.as_fixed()) == Some(1);
     match node.op {
         Op::MatMul {} => node.operands.len() == 2 && module.const_of(node.operands[1]).is_none(),
-        Op::Mul {} if !single(node.operands[1]) => false,
+        Op::Mul {} if !is_single(module, node.operands[1]) => false,
         Op::Add {} | Op::Mul {} => module.const_of(node.operands[1]).is_some() && are_scores(module, node.operands[0]),
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } => are_scores(module, node.operands[0]),
         _ => false,
@@ -220,9 +240,12 @@ impl Sites {
                     sites.join_origins(module, v, role);
                 }
             }
-            let sums = matches!(node.op, Op::Add {} | Op::Sub {}) && chain_source(module, node.result).is_none();
-            if sums && !only_biases_scores(module, node.result) {
-                sites.join_sum(module, node);
+            match node.op {
+                Op::Add {} | Op::Sub {} | Op::Min {} | Op::Max {} if chain_source(module, node.result).is_some() => {}
+                Op::Add {} if only_biases_scores(module, node.result) => {}
+                Op::Add {} | Op::Sub {} => sites.join_result(module, node, Role::Wide),
+                Op::Min {} | Op::Max {} => sites.join_result(module, node, Role::Unsigned),
+                _ => {}
             }
         }
         for output in module.outputs.iter().filter(|o| is_output_quantized(module, o.value)) {
@@ -238,11 +261,11 @@ impl Sites {
         }
     }
 
-    /// Operands and result of a sum have one scale.
-    fn join_sum(&mut self, module: &Module, node: &vitc_ir::Node) {
+    /// Operands and result of a sum, or of the smaller or larger of two, have one scale.
+    fn join_result(&mut self, module: &Module, node: &vitc_ir::Node, role: Role) {
         for &v in &node.operands {
             for o in origins(module, v) {
-                self.join((node.result, Role::Wide), (o, Role::Wide));
+                self.join((node.result, role), (o, role));
             }
         }
     }

@@ -277,8 +277,102 @@ fn gates_lower() {
     lowers(&run(&m, &calibrate(&m, &options), &options).unwrap());
 }
 
-fn lowers(m: &Module) {
+/// A quotient keeps the 16 bits of what it divides and of what it divides by.
+#[test]
+fn quotients_lower() {
+    for rows in [false, true] {
+        let mut b = Build::new(34);
+        let x = b.input(&[TOKENS, WIDTH]);
+        let (top, bottom) = (b.linear(x, WIDTH), b.linear(x, if rows { 1 } else { WIDTH }));
+        let bottom = b.op(Op::Abs {}, &[bottom]);
+        let bottom = b.shift(bottom, 0.3);
+        let y = b.op(Op::Div {}, &[top, bottom]);
+        let y = b.linear(y, 8);
+        let (m, q) = quantized(&b.done(y));
+        assert!(compare(&m, &q) > 25.0, "{} dB", compare(&m, &q));
+        let lowered = lowers(&q);
+        assert_eq!(lowered.nodes.iter().filter(|n| matches!(n.op, Op::IntReciprocal { .. })).count(), 1);
+        assert!(compare(&q, &lowered) > 45.0, "{} dB", compare(&q, &lowered));
+    }
+}
+
+/// The largest of several values is taken on one grid: nothing is rounded between.
+#[test]
+fn the_largest_of_windows_lowers_without_rounding() {
+    let mut b = Build::new(35);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let x = b.linear(x, WIDTH);
+    let window =
+        |b: &mut Build, x: ValueId, index: [usize; 4]| b.op(Op::Gather { axis: 1, index: index.to_vec() }, &[x]);
+    let (p, q, r) = (window(&mut b, x, [0, 2, 4, 6]), window(&mut b, x, [1, 3, 5, 7]), window(&mut b, x, [2, 4, 6, 8]));
+    let y = b.op(Op::Max {}, &[p, q]);
+    let y = b.op(Op::Max {}, &[y, r]);
+    let least = b.weights(&[WIDTH], 0.2);
+    let y = b.op(Op::Min {}, &[y, least]);
+    let y = b.linear(y, 8);
+    let (m, q) = quantized(&b.done(y));
+    assert!(compare(&m, &q) > 20.0, "{} dB", compare(&m, &q));
+    let lowered = lowers(&q);
+    let count = |lowered: &Module, is: fn(&Op) -> bool| lowered.nodes.iter().filter(|n| is(&n.op)).count();
+    assert_eq!(count(&lowered, |op| matches!(op, Op::IntMax {})), 2);
+    assert_eq!(count(&lowered, |op| matches!(op, Op::IntMin {})), 1);
+    assert_eq!(count(&lowered, |op| matches!(op, Op::IntRequant { .. })), 1, "that of the first product");
+}
+
+#[test]
+fn norms_without_mean_lower() {
+    let mut b = Build::new(36);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let x = b.linear(x, WIDTH);
+    let square = b.mul(x, x);
+    let mean = b.op(Op::ReduceMean { axes: vec![2], keep: true }, &[square]);
+    let sum = b.shift(mean, 1e-5);
+    let deviation = b.op(Op::Sqrt {}, &[sum]);
+    let y = b.op(Op::Div {}, &[x, deviation]);
+    let y = b.linear(y, 8);
+    let (m, q) = quantized(&b.done(y));
+    assert!(compare(&m, &q) > 25.0, "{} dB", compare(&m, &q));
+    let lowered = lowers(&q);
+    assert!(lowered.nodes.iter().any(|n| matches!(n.op, Op::IntLayerNorm { centred: false, .. })));
+    assert!(compare(&q, &lowered) > 40.0, "{} dB", compare(&q, &lowered));
+}
+
+/// Between two grids of bytes of the model's own, what adds a constant is a table.
+#[test]
+fn a_constant_between_grids_of_bytes_is_a_table() {
+    let mut b = Build::new(37);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let x = b.linear(x, WIDTH);
+    let x = pair(&mut b, x, 0.05, 120);
+    let y = b.shift(x, 0.7);
+    let y = pair(&mut b, y, 0.03, 90);
+    let y = b.linear(y, 8);
+    let (_, q) = quantized(&b.done(y));
+    let lowered = lowers(&q);
+    assert!(lowered.nodes.iter().any(|n| matches!(n.op, Op::IntTable {})));
+    assert!(!lowered.nodes.iter().any(|n| matches!(n.op, Op::IntAdd { .. })));
+    assert!(compare(&q, &lowered) > 45.0, "{} dB", compare(&q, &lowered));
+}
+
+/// A value brought to a grid of bytes and back.
+fn pair(b: &mut Build, x: ValueId, scale: f64, zero_point: i32) -> ValueId {
+    let quant = vitc_ir::Quant::per_tensor(scale, zero_point);
+    let q = b.m.push_quant(Op::Quantize { to: Elem::U8 }, &[x], quant, None).unwrap();
+    b.op(Op::Dequantize {}, &[q])
+}
+
+/// A module of stage `shape`, and the same quantized.
+fn quantized(m: &Module) -> (Module, Module) {
+    let m = clean::run(m, &CleanOptions::default()).unwrap().module;
+    let m = crate::shape::run(&m).unwrap();
+    let options = QuantOptions::default();
+    let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+    (m, q)
+}
+
+fn lowers(m: &Module) -> Module {
     vitc_ir::verify::verify(m).unwrap();
     let (lowered, _) = crate::integerize::run(m, &Default::default()).unwrap_or_else(|e| panic!("{e}"));
     vitc_ir::verify::verify(&lowered).unwrap();
+    lowered
 }

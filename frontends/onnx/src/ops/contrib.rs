@@ -4,7 +4,7 @@ use vitc_ir::attr::GeluForm;
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
 use super::Table;
-use super::norm::normalise;
+use super::norm::{Norm, normalise};
 use super::quantized::{At, read};
 use crate::call::Call;
 use crate::problem::{Fallible, invalid, unsupported};
@@ -52,7 +52,7 @@ fn skip_layer_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
     }
     let axis = call.shape_of(sum).rank().checked_sub(1).ok_or_else(|| invalid("there is no dimension"))?;
     let epsilon = call.float_or("epsilon", 1e-12)?;
-    let value = normalise(call, sum, axis, Some(gamma), beta, epsilon)?;
+    let value = normalise(call, sum, axis, Some(gamma), beta, Norm::layer(epsilon))?;
     call.give_value(value);
     call.outputs.extend([None, None]); // mean and deviation, for training
     call.give_value(sum);

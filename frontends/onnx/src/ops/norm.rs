@@ -22,6 +22,27 @@ fn fixed_count(dims: &[Dim]) -> Fallible<usize> {
     count.ok_or_else(|| unsupported("a normalised dimension depends on the batch"))
 }
 
+/// What a normalisation does besides scale and bias.
+#[derive(Clone, Copy)]
+pub(super) struct Norm {
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Whether the mean is subtracted.
+    pub centred: bool,
+}
+
+impl Norm {
+    /// Of a layer normalisation.
+    pub(super) fn layer(epsilon: f32) -> Norm {
+        Norm { epsilon, centred: true }
+    }
+
+    /// Of a normalisation by the root mean square.
+    pub(super) fn rms(epsilon: f32) -> Norm {
+        Norm { epsilon, centred: false }
+    }
+}
+
 /// `layernorm` over the dimensions of `x` from `axis` on, with the scale and bias that are there.
 pub(super) fn normalise(
     call: &mut Call<'_, '_>,
@@ -29,7 +50,7 @@ pub(super) fn normalise(
     axis: usize,
     scale: Option<ValueId>,
     bias: Option<ValueId>,
-    epsilon: f32,
+    Norm { epsilon, centred }: Norm,
 ) -> Fallible<ValueId> {
     let shape = call.shape_of(x);
     let (outer, inner) = shape.0.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
@@ -44,7 +65,7 @@ pub(super) fn normalise(
         None => call.filled("beta", 0.0, &[1])?,
     };
     let x = call.reshape(x, rows)?;
-    let result = call.push(Op::LayerNorm { epsilon: Real(epsilon.into()) }, &[x, gamma, beta])?;
+    let result = call.push(Op::LayerNorm { epsilon: Real(epsilon.into()), centred }, &[x, gamma, beta])?;
     call.reshape(result, shape)
 }
 
@@ -61,7 +82,7 @@ fn layer_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (x, scale, bias) = (call.tensor(0)?, call.tensor(1)?, call.optional(2)?);
     let axis = call.axis(call.int_or("axis", -1)?, call.shape_of(x).rank())?;
     let epsilon = call.float_or("epsilon", 1e-5)?;
-    let value = normalise(call, x, axis, Some(scale), bias, epsilon)?;
+    let value = normalise(call, x, axis, Some(scale), bias, Norm::layer(epsilon))?;
     call.give_value(value);
     if call.only_outputs(1).is_err() {
         moments(call, x, axis, epsilon)?;
@@ -92,12 +113,11 @@ fn root_mean_square(call: &mut Call<'_, '_>, x: ValueId, axes: Vec<usize>, epsil
 
 /// `x / sqrt(mean(x^2) + epsilon) * scale` over the dimensions from `axis` on.
 fn rms_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    call.only_outputs(1)?;
     let (x, scale) = (call.tensor(0)?, call.tensor(1)?);
-    let rank = call.shape_of(x).rank();
-    let axis = call.axis(call.int_or("axis", -1)?, rank)?;
-    let deviation = root_mean_square(call, x, (axis..rank).collect(), call.float_or("epsilon", 1e-5)?)?;
-    let normal = call.push(Op::Div {}, &[x, deviation])?;
-    let value = call.push(Op::Mul {}, &[normal, scale])?;
+    let axis = call.axis(call.int_or("axis", -1)?, call.shape_of(x).rank())?;
+    let norm = Norm::rms(call.float_or("epsilon", 1e-5)?);
+    let value = normalise(call, x, axis, Some(scale), None, norm)?;
     call.give_value(value);
     Ok(())
 }
@@ -209,7 +229,7 @@ fn affine(call: &mut Call<'_, '_>, x: ValueId, scale: ValueId, bias: ValueId) ->
 fn instance_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
     let (x, scale, bias) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
     let epsilon = call.float_or("epsilon", 1e-5)?;
-    let normal = normalise(call, x, 2, None, None, epsilon)?;
+    let normal = normalise(call, x, 2, None, None, Norm::layer(epsilon))?;
     let value = affine(call, normal, scale, bias)?;
     call.give_value(value);
     Ok(())
@@ -227,7 +247,7 @@ fn group_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
     let inner = fixed_count(spatial)?.checked_mul(channels / groups).ok_or_else(|| invalid("too many elements"))?;
     let grouped = call.reshape(x, Shape(vec![n, groups.into(), inner.into()]))?;
     let epsilon = call.float_or("epsilon", 1e-5)?;
-    let normal = normalise(call, grouped, 2, None, None, epsilon)?;
+    let normal = normalise(call, grouped, 2, None, None, Norm::layer(epsilon))?;
     // From opset 21 on there is one scale a channel; before, one a group.
     let per_group = call.shape_of(scale).count() == Some(Dim::fixed(groups)) && channels != groups;
     let value = if per_group {

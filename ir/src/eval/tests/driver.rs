@@ -134,7 +134,7 @@ fn deit_tiny() -> Module {
     };
     let norm = |m: &mut Module, x: ValueId| {
         let (g, b) = (weight(m, &[192]), weight(m, &[192]));
-        push(m, Op::LayerNorm { epsilon: Real(1e-6) }, &[x, g, b])
+        push(m, Op::LayerNorm { epsilon: Real(1e-6), centred: true }, &[x, g, b])
     };
     for _ in 0..12 {
         let y = norm(&mut m, x);

@@ -169,18 +169,29 @@ fn grid([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, 
 }
 
 #[test]
-fn layernorm_and_softmax_agree_with_double_precision() {
+fn norms_and_softmax_agree_with_double_precision() {
     let x = wave(&[3, 37]);
     let (gamma, beta) = (wave(&[37]), Tensor::f32(&[1], vec![0.5]));
-    let (mut norm, mut soft) = (Vec::new(), Vec::new());
-    for row in wide(&x).chunks(37) {
-        let mean = row.iter().sum::<f64>() / 37.0;
-        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 37.0;
-        norm.extend(row.iter().zip(wide(&gamma)).map(|(v, g)| (v - mean) / (variance + 1e-3).sqrt() * g + 0.5));
-        let sum: f64 = row.iter().map(|v| v.exp()).sum();
-        soft.extend(row.iter().map(|v| v.exp() / sum));
+    for centred in [true, false] {
+        let norm = wide(&x)
+            .chunks(37)
+            .flat_map(|row| {
+                let mean = if centred { row.iter().sum::<f64>() / 37.0 } else { 0.0 };
+                let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 37.0;
+                let one = |(v, g): (&f64, f64)| (v - mean) / (variance + 1e-3).sqrt() * g + 0.5;
+                row.iter().zip(wide(&gamma)).map(one).collect::<Vec<_>>()
+            })
+            .collect::<Vec<f64>>();
+        let op = Op::LayerNorm { epsilon: Real(1e-3), centred };
+        assert_close(&floats(op, &[x.clone(), gamma.clone(), beta.clone()]), &norm, 2e-6);
     }
-    assert_close(&floats(Op::LayerNorm { epsilon: Real(1e-3) }, &[x.clone(), gamma, beta]), &norm, 2e-6);
+    let soft = wide(&x)
+        .chunks(37)
+        .flat_map(|row| {
+            let sum: f64 = row.iter().map(|v| v.exp()).sum();
+            row.iter().map(|v| v.exp() / sum).collect::<Vec<_>>()
+        })
+        .collect::<Vec<f64>>();
     assert_close(&floats(Op::Softmax {}, &[x]), &soft, 1e-7);
     let masked = Tensor::f32(&[3], vec![f32::NEG_INFINITY, 1000.0, 1000.0]);
     assert_eq!(floats(Op::Softmax {}, &[masked]), [0.0, 0.5, 0.5]);

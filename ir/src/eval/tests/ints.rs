@@ -141,6 +141,9 @@ fn sums_saturate_and_products_must_fit() {
     assert_eq!(ints(Op::IntMul { a_zero: 1, b_zero: 7 }, &[b.clone(), b.clone()])[2], 0);
     let small = Tensor::ints(Elem::U8, &[2], [3, 200]);
     assert_eq!(ints(Op::IntMul { a_zero: 5, b_zero: -1 }, &[small.clone(), small.clone()]), [-8, 195 * 201]);
+    let small_and_row = [Tensor::ints(Elem::U8, &[2, 1], [3, 200]), Tensor::ints(Elem::U8, &[3], [0, 100, 255])];
+    assert_eq!(ints(Op::IntMin {}, &small_and_row), [0, 3, 3, 0, 100, 200]);
+    assert_eq!(ints(Op::IntMax {}, &small_and_row), [3, 100, 255, 200, 200, 255]);
     overflows(Op::IntMul { a_zero: -65536, b_zero: 0 }, &[b.clone(), b]);
     overflows(Op::IntMul { a_zero: i64::MIN, b_zero: i64::MAX }, &[small.clone(), small]);
 }
@@ -155,7 +158,9 @@ fn clamp_table_sum_and_reciprocal() {
     assert_eq!(ints(Op::IntReduceSum { axis: 0, keep: false }, std::slice::from_ref(&x)), [-128, 126]);
     assert_eq!(ints(Op::IntReduceSum { axis: 1, keep: true }, &[x]), [-129, 127]);
     assert_eq!(ints(Op::IntReciprocal { numerator: 100 }, &[i32s(&[1, 3, 8, 201])]), [100, 33, 13, 0]);
-    overflows(Op::IntReciprocal { numerator: 100 }, &[i32s(&[0])]);
+    let around_zero = Tensor::ints(Elem::I16, &[4], [0, -1, -3, -32768]);
+    assert_eq!(ints(Op::IntReciprocal { numerator: 100 }, &[around_zero]), [100, -100, -33, 0]);
+    overflows(Op::IntReciprocal { numerator: 1 << 40 }, &[i32s(&[0])]);
     overflows(Op::IntReciprocal { numerator: 1 << 40 }, &[i32s(&[1])]);
 }
 
@@ -165,7 +170,10 @@ fn rows_have_their_own_multipliers() {
     let x = Tensor::ints(Elem::I32, &[2, 2, 2], [4, 6, 4, 6, -4, -6, 400, 2000]);
     let m = Tensor::ints(Elem::I32, &[2, 1], [1, 2]);
     assert_eq!(ints(op.clone(), &[x.clone(), m]), [2, 3, 3, 4, 0, 0, 201, 255]);
-    assert_eq!(ints(op, &[x, i32s(&[-4])]), [0, 0, 0, 0, 5, 7, 0, 0]);
+    assert_eq!(ints(op.clone(), &[x, i32s(&[-4])]), [0, 0, 0, 0, 5, 7, 0, 0]);
+    let x = Tensor::ints(Elem::I16, &[2, 2], [4, 6, -32768, 32767]);
+    assert_eq!(ints(op.clone(), &[x.clone(), i32s(&[1, -2])]), [2, 0, 0, 0]);
+    assert_eq!(ints(op, &[x, Tensor::ints(Elem::I32, &[2, 2], [1, 2, -1, 4])]), [2, 4, 255, 255]);
 }
 
 /// An `int.exp` for inputs at this scale, with its table.
@@ -211,32 +219,47 @@ struct Norm {
 }
 
 /// An `int.layernorm` over `c` channels of the given inputs' scale, with real parameters over the result's scale.
-fn norm_op(c: usize, epsilon: i64) -> Norm {
+fn norm_op(c: usize, epsilon: i64, centred: bool) -> Norm {
     let guard = ((c as f64).sqrt().log2().ceil() as u32) + 1;
     let (norm_bits, recip_bits, shift) = (11, 14, 15);
     let real: Vec<(f64, f64)> = (0..c).map(|i| (20.0 + (i % 7) as f64 * 3.3, (i % 5) as f64 * 9.1 - 17.0)).collect();
     let unit = f64::from(1 << shift);
     let gamma: Vec<i64> = real.iter().map(|(g, _)| (g * unit / f64::from(1 << norm_bits)).round() as i64).collect();
     let beta: Vec<i64> = real.iter().map(|(_, b)| (b * unit + unit / 2.0).round() as i64).collect();
-    let op = Op::IntLayerNorm { epsilon, guard, norm_bits, recip_bits, shift, zero_point: 0, to: Elem::I16 };
+    let op = Op::IntLayerNorm { epsilon, centred, guard, norm_bits, recip_bits, shift, zero_point: 0, to: Elem::I16 };
     Norm { op, gamma: i32s(&gamma), beta: i32s(&beta), real }
 }
 
 #[test]
-fn integer_layernorm_is_within_one_step_of_the_float_one() {
+fn integer_norms_are_within_one_step_of_the_float_ones() {
     let c = 192;
-    let Norm { op, gamma, beta, real } = norm_op(c, 0);
-    let mut values: Vec<i64> = (0..8 * c as i64).map(|i| (i * 7919 + i * i % 977) % 8001 - 4000).collect();
-    values[..c].iter_mut().for_each(|v| *v /= 100);
-    values[c..2 * c].iter_mut().for_each(|v| *v = *v * 8 + 500);
-    let x = Tensor::ints(Elem::I16, &[8, c], values);
-    let got = ints(op, &[x.clone(), gamma, beta]);
-    for (got, row) in got.chunks(c).zip(x.to_ints().chunks(c)) {
-        let mean = row.iter().sum::<i64>() as f64 / c as f64;
-        let variance = row.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / c as f64;
-        for ((got, &x), (g, b)) in got.iter().zip(row).zip(&real) {
-            let want = (x as f64 - mean) / variance.sqrt() * g + b;
-            assert!((*got as f64 - want).abs() <= 1.0, "{got} {want}");
+    for centred in [true, false] {
+        let Norm { op, gamma, beta, real } = norm_op(c, 0, centred);
+        let mut values: Vec<i64> = (0..8 * c as i64).map(|i| (i * 7919 + i * i % 977) % 8001 - 4000).collect();
+        values[..c].iter_mut().for_each(|v| *v /= 100);
+        values[c..2 * c].iter_mut().for_each(|v| *v = *v * 8 + 500);
+        let x = Tensor::ints(Elem::I16, &[8, c], values);
+        let got = ints(op, &[x.clone(), gamma, beta]);
+        for (got, row) in got.chunks(c).zip(x.to_ints().chunks(c)) {
+            let mean = if centred { row.iter().sum::<i64>() as f64 / c as f64 } else { 0.0 };
+            let variance = row.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / c as f64;
+            for ((got, &x), (g, b)) in got.iter().zip(row).zip(&real) {
+                let want = (x as f64 - mean) / variance.sqrt() * g + b;
+                assert!((*got as f64 - want).abs() <= 1.0, "{got} {want}");
+            }
+        }
+    }
+}
+
+/// A row far from zero: its mean is most of its root mean square.
+#[test]
+fn a_norm_without_mean_of_equal_elements_is_their_sign() {
+    let c = 192;
+    let Norm { op, gamma, beta, real } = norm_op(c, 0, false);
+    for x in [-32768, -5, 1, 32767] {
+        let got = ints(op.clone(), &[Tensor::ints(Elem::I16, &[1, c], vec![x; c]), gamma.clone(), beta.clone()]);
+        for (got, (g, b)) in got.iter().zip(&real) {
+            assert!((*got as f64 - (x.signum() as f64 * g + b)).abs() <= 1.0, "{got}");
         }
     }
 }
@@ -244,7 +267,7 @@ fn integer_layernorm_is_within_one_step_of_the_float_one() {
 #[test]
 fn integer_layernorm_of_edge_rows() {
     let c = 192;
-    let Norm { op, gamma, beta, real } = norm_op(c, 1);
+    let Norm { op, gamma, beta, real } = norm_op(c, 1, true);
     let equal = Tensor::ints(Elem::I16, &[1, c], vec![-700; c]);
     let biases: Vec<i64> = real.iter().map(|(_, b)| (b + 0.5).floor() as i64).collect();
     assert_eq!(ints(op.clone(), &[equal, gamma.clone(), beta.clone()]), biases);
@@ -254,8 +277,9 @@ fn integer_layernorm_of_edge_rows() {
         let want = outlier.signum() as f64 * 191f64.sqrt() * real[5].0 + real[5].1;
         assert!((got[5] as f64 - want).abs() <= 1.5, "{} {want}", got[5]);
     }
-    let Op::IntLayerNorm { epsilon, guard, norm_bits, shift, zero_point, to, .. } = op else { unreachable!() };
-    let coarse = Op::IntLayerNorm { epsilon, guard, norm_bits: norm_bits + 10, recip_bits: 30, shift, zero_point, to };
+    let Op::IntLayerNorm { epsilon, centred, guard, norm_bits, shift, zero_point, to, .. } = op else { unreachable!() };
+    let coarse =
+        Op::IntLayerNorm { epsilon, centred, guard, norm_bits: norm_bits + 10, recip_bits: 30, shift, zero_point, to };
     let row = Tensor::ints(Elem::I16, &[1, c], (0..c as i64).map(|i| i * 100));
     overflows(coarse, &[row, gamma, beta]);
 }

@@ -51,6 +51,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("fine-softmax",       Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            fine_softmax),
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
         rule("shift-attention",     Approximate, LINEAR_ATTENTION,                                           shift_attention),
+        rule("quotient",           Rounding,    "(quantize ?q (div ?m (dequantize ?da ?a) (dequantize ?db ?b)))", quotient),
         rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
     ];
     rules.push(rule("table-function", Rounding, "(quantize ?q ?y)", table_of_function));
@@ -148,14 +149,23 @@ struct Norm {
     gamma: Vec<f64>,
     beta: Vec<f64>,
     epsilon: f64,
+    centred: bool,
     scale: f64,
     to: Elem,
     target: Quant,
 }
 
+impl Norm {
+    /// The norm that an integer form is measured against.
+    fn float(&self) -> sample::LayerNorm<'_> {
+        let Norm { gamma, beta, epsilon, centred, scale, .. } = self;
+        sample::LayerNorm { gamma, beta, epsilon: *epsilon, centred: *centred, scale: *scale }
+    }
+}
+
 fn layernorm_site(m: &Match<'_>) -> Option<Norm> {
     let (to, target) = quantize_target(m)?;
-    let Op::LayerNorm { epsilon } = m.attrs("?m")?.op else { return None };
+    let Op::LayerNorm { epsilon, centred } = m.attrs("?m")?.op else { return None };
     let x = m.ty("?x")?;
     let quant = x.quant?;
     if quant.zero_point != 0 || x.elem != Elem::I16 {
@@ -168,7 +178,15 @@ fn layernorm_site(m: &Match<'_>) -> Option<Norm> {
         let at = |i: usize| f64::from(values[if values.len() == 1 { 0 } else { i }]);
         Some((0..channels).map(at).collect::<Vec<_>>())
     };
-    Some(Norm { gamma: spread("?g")?, beta: spread("?b")?, epsilon: epsilon.0, scale: quant.single()?, to, target })
+    Some(Norm {
+        gamma: spread("?g")?,
+        beta: spread("?b")?,
+        epsilon: epsilon.0,
+        centred,
+        scale: quant.single()?,
+        to,
+        target,
+    })
 }
 
 /// Exact integer moments, one integer square root and one division a row; gamma and beta after normalising.
@@ -177,6 +195,7 @@ fn moments_layernorm(m: &mut Match<'_>) -> Option<Id> {
     let k = arith::layernorm_constants(&site.gamma, &site.beta, site.epsilon, site.scale, site.target.single()?)?;
     let op = Op::IntLayerNorm {
         epsilon: k.epsilon,
+        centred: site.centred,
         guard: k.guard,
         norm_bits: k.norm_bits,
         recip_bits: k.recip_bits,
@@ -184,10 +203,10 @@ fn moments_layernorm(m: &mut Match<'_>) -> Option<Id> {
         zero_point: site.target.zero_point.into(),
         to: site.to,
     };
-    let truth = sample::LayerNorm { gamma: &site.gamma, beta: &site.beta, epsilon: site.epsilon, scale: site.scale };
-    let error = truth.error_of(&op, sample::Vector::I32(&k.gamma), sample::Vector::I32(&k.beta), &site.target)?;
+    let error =
+        site.float().error_of(&op, sample::Vector::I32(&k.gamma), sample::Vector::I32(&k.beta), &site.target)?;
     let x = m.ty("?x")?;
-    if !m.admit("layernorm", "moments", cost::layernorm(&x), error) {
+    if !m.admit(if site.centred { "layernorm" } else { "rmsnorm" }, "moments", cost::layernorm(&x), error) {
         return None;
     }
     let (gamma, beta) = (m.i32_vector("gamma", &k.gamma), m.i32_vector("beta", &k.beta));
@@ -197,11 +216,10 @@ fn moments_layernorm(m: &mut Match<'_>) -> Option<Id> {
 
 /// I-LayerNorm: integer mean, Newton square root, beta after gamma.
 fn shift_layernorm(m: &mut Match<'_>) -> Option<Id> {
-    let site = layernorm_site(m)?;
+    let site = layernorm_site(m).filter(|site| site.centred)?;
     let (gamma, beta, shift) = arith::shift_layernorm_constants(&site.gamma, &site.beta, site.target.single()?)?;
     let op = Op::IntShiftLayerNorm { shift, zero_point: site.target.zero_point.into(), to: site.to };
-    let truth = sample::LayerNorm { gamma: &site.gamma, beta: &site.beta, epsilon: site.epsilon, scale: site.scale };
-    let error = truth.error_of(&op, sample::Vector::I32(&gamma), sample::Vector::I64(&beta), &site.target)?;
+    let error = site.float().error_of(&op, sample::Vector::I32(&gamma), sample::Vector::I64(&beta), &site.target)?;
     let x = m.ty("?x")?;
     if !m.admit("layernorm", "shift", cost::shift_layernorm(&x), error) {
         return None;
@@ -373,4 +391,32 @@ fn linear_attention_by(m: &mut Match<'_>, log2: bool) -> Option<Id> {
     }
     let operands = [m.var("?a")?, m.var("?k")?, m.var("?v")?];
     m.apply(op, Some(target), &operands)
+}
+
+/// The quotient of two activations of 16 bits: one division for each divisor, then a product for each numerator. The
+/// reciprocal is off by half of its own steps at most; a quotient that does not saturate is then off by at most the half step
+/// of rounding and `2^-16` of the result's range more. A divisor of zero counts as one of its steps, so what is divided by it
+/// saturates, but for zero.
+fn quotient(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let (a, b, shape) = (m.ty("?a")?, m.ty("?b")?, m.root_type()?.shape);
+    let symmetric = |t: &TensorType| t.elem == Elem::I16 && t.quant.as_ref().is_some_and(|q| q.zero_point == 0);
+    if !symmetric(&a) || !symmetric(&b) {
+        return None;
+    }
+    let factor = a.quant?.single()? / (b.quant.as_ref()?.single()? * target.single()?);
+    let (numerator, shift) = arith::dyadic(&[factor])?;
+    let (least, most) = to.range()?;
+    let error = Error::Steps((most - least) as f64 / 65536.0);
+    if !m.admit("div", "reciprocal", cost::quotient(&b, &shape), error) {
+        return None;
+    }
+    let mut numerators = m.var("?a")?;
+    if a.shape != shape {
+        numerators = m.apply(Op::Expand { shape }, None, &[numerators])?;
+    }
+    let divisors = m.var("?b")?;
+    let reciprocals = m.apply(Op::IntReciprocal { numerator: numerator[0].into() }, None, &[divisors])?;
+    let op = Op::IntRequantRows { shift, zero_point: target.zero_point.into(), to };
+    m.apply(op, Some(target), &[numerators, reciprocals])
 }

@@ -30,6 +30,8 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("sink-sum",               Exact,    "(reduce_sum ?m (dequantize ?d ?x))",                          sink_sum),
         rule("sink-mean",              Exact,    "(reduce_mean ?m (dequantize ?d ?x))",                         sink_mean),
         rule("sink-add",               Exact,    "(add ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_add),
+        rule("sink-min",                    Exact,    "(min ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_extremum),
+        rule("sink-max",                    Exact,    "(max ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_extremum),
         rule("bias-accumulators",      Rounding, "(add ?m (dequantize ?d ?x) ?c)",                              bias_accumulators),
         rule("sink-product",           Exact,    "(mul ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_product),
         rule("sink-scale",             Exact,    "(mul ?m (dequantize ?d ?x) ?c)",                              sink_scale),
@@ -219,6 +221,22 @@ fn sink_add(m: &mut Match<'_>) -> Option<Id> {
     let operands = [m.var("?a")?, m.var("?b")?];
     let total = m.apply(Op::IntAdd { to: Elem::I16 }, Some(qa), &operands)?;
     m.dequantize(total)
+}
+
+/// The order of integers on one grid is that of their reals.
+fn sink_extremum(m: &mut Match<'_>) -> Option<Id> {
+    let op = match m.attrs("?m")?.op {
+        Op::Min {} => Op::IntMin {},
+        Op::Max {} => Op::IntMax {},
+        _ => return None,
+    };
+    let (a, b) = (m.ty("?a")?, m.ty("?b")?);
+    if a.elem != b.elem || a.quant != b.quant || a.quant.as_ref()?.single().is_none() {
+        return None;
+    }
+    let operands = [m.var("?a")?, m.var("?b")?];
+    let extremum = m.apply(op, a.quant, &operands)?;
+    m.dequantize(extremum)
 }
 
 /// A constant added to accumulators becomes one of their integers; its rounding is half an accumulator step. What is beyond
