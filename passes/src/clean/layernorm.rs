@@ -45,6 +45,7 @@ fn reciprocal_deviation(d: &Draft, v: ValueId) -> Option<(ValueId, f64)> {
     match d.op_of(v)? {
         (Op::Pow {}, &[x, half]) if d.scalar(half) == Some(-0.5) => variance(d, x),
         (Op::Reciprocal {}, &[x]) => deviation(d, x),
+        (Op::Div {}, &[one, x]) if d.scalar(one) == Some(1.0) => deviation(d, x),
         _ => None,
     }
 }

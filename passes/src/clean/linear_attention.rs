@@ -63,8 +63,8 @@ fn swapped(d: &mut Draft, v: ValueId, loc: Option<std::sync::Arc<str>>) -> Optio
 /// The operand of a transpose of the last two dimensions.
 fn unswapped(d: &Draft, v: ValueId) -> Option<ValueId> {
     let (Op::Transpose { perm }, &[x]) = d.op_of(v)? else { return None };
-    let last = perm.len() - 1;
-    let swap = perm[..last - 1].iter().copied().eq(0..last - 1) && perm[last - 1..] == [last, last - 1];
+    let (&[a, b], outer) = perm.split_last_chunk().map(|(outer, last)| (last, outer))?;
+    let swap = outer.iter().copied().eq(0..outer.len()) && [a, b] == [outer.len() + 1, outer.len()];
     swap.then_some(x)
 }
 
@@ -92,7 +92,8 @@ fn without_ones(d: &Draft, v: ValueId, axis: usize) -> Option<ValueId> {
 }
 
 fn with_ones(d: &Draft, top: ValueId, bottom: ValueId) -> Option<Found> {
-    let rank = d.shape(top).rank();
+    let last = d.shape(top).rank().checked_sub(1)?;
+    let above = last.checked_sub(1)?;
     let (divisor, epsilon) = and_epsilon(d, bottom)?;
     let split = |axis: usize| {
         let size = d.shape(top).0[axis].as_fixed()?;
@@ -103,14 +104,14 @@ fn with_ones(d: &Draft, top: ValueId, bottom: ValueId) -> Option<Found> {
         (Op::MatMul {}, &[a, b]) => Some((a, b)),
         _ => None,
     };
-    if let Some(o) = split(rank - 1) {
+    if let Some(o) = split(last) {
         let (q, sums) = product(o)?;
         let (k, v) = product(sums)?;
-        return Some(Found { q, k: unswapped(d, k)?, v: without_ones(d, v, rank - 1)?, epsilon, tokens: Tokens::Rows });
+        return Some(Found { q, k: unswapped(d, k)?, v: without_ones(d, v, last)?, epsilon, tokens: Tokens::Rows });
     }
-    let (sums, q) = product(split(rank - 2)?)?;
+    let (sums, q) = product(split(above)?)?;
     let (v, k) = product(sums)?;
-    Some(Found { q, k: unswapped(d, k)?, v: without_ones(d, v, rank - 2)?, epsilon, tokens: Tokens::Columns })
+    Some(Found { q, k: unswapped(d, k)?, v: without_ones(d, v, above)?, epsilon, tokens: Tokens::Columns })
 }
 
 /// `v (a / (sum of a's columns + epsilon))` with `a = k^T q`.

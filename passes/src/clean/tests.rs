@@ -63,7 +63,7 @@ fn layernorm_chains() {
 
 #[test]
 fn rmsnorm_chains() {
-    for variant in 0..4 {
+    for variant in 0..5 {
         let mut b = Build::new(variant);
         let x = b.input(&[5, 8]);
         let two = b.scalar(2.0);
@@ -79,6 +79,13 @@ fn rmsnorm_chains() {
                 let deviation = b.op(Op::Sqrt {}, &[sum]);
                 let r = b.op(Op::Reciprocal {}, &[deviation]);
                 b.mul(r, x)
+            }
+            4 => {
+                // as the TorchScript exporter writes `rsqrt`
+                let deviation = b.op(Op::Sqrt {}, &[sum]);
+                let one = b.scalar(1.0);
+                let r = b.op(Op::Div {}, &[one, deviation]);
+                b.mul(x, r)
             }
             _ => {
                 let half = b.scalar(-0.5);
