@@ -59,21 +59,39 @@ pub(crate) fn observe(module: &Module, options: &WalkOptions, quant: &QuantOptio
     if options.calibration == Calibration::Given || !quantize::wants_calibration(module) {
         return Ok(Observed { calibration: quantize::Calibration::default(), images: 0 });
     }
+    let images = sources(&options.calibration)?.len();
+    let mut calibration =
+        pass(module, options, "calibrating", |inputs, progress| quantize::observe(module, inputs, quant, progress))?;
+    if quantize::wants_products(module, quant) {
+        pass(module, options, "measuring products", |inputs, progress| {
+            quantize::observe_products(module, &mut calibration, inputs, quant, progress)
+        })?;
+    }
+    Ok(Observed { calibration, images })
+}
+
+type Inputs<'a> = &'a mut dyn Iterator<Item = Result<Vec<Tensor>, vitc_ir::Diagnostic>>;
+
+/// One pass over the calibration input, with a progress bar.
+fn pass<T>(
+    module: &Module,
+    options: &WalkOptions,
+    what: &str,
+    run: impl FnOnce(Inputs<'_>, &mut dyn FnMut(usize)) -> Result<T, vitc_ir::Diagnostics>,
+) -> Result<T> {
     let preprocess = preprocess_of(module)?;
     let sources = sources(&options.calibration)?;
-    let images = sources.len();
-    let progress = Progress::new("calibrating", images, options.quiet);
+    let progress = Progress::new(what, sources.len(), options.quiet);
     let mut done = 0;
-    let inputs = sources.into_iter().map(|source| {
+    let mut inputs = sources.into_iter().map(|source| {
         input_of(module, preprocess.as_ref(), &source)
             .map_err(|e| vitc_ir::Diagnostic::new("calibration", format!("{e:#}")))
     });
-    let calibration = quantize::observe(module, inputs, quant, &mut |n| {
+    let made = run(&mut inputs, &mut |n| {
         progress.advance(n.saturating_sub(done));
         done = n;
-    })
-    .map_err(|d| Failure::invalid("calibration failed", d))?;
-    Ok(Observed { calibration, images })
+    });
+    made.map_err(|d| Failure::invalid("calibration failed", d).into())
 }
 
 /// What to do without calibration; a quantized model is told which of its values it gives no range.

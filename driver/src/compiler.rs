@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vitc_ir::{Module, Stage};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::{Observer, WeightChoice};
+use vitc_passes::quantize::{Observer, Rounding, Widths};
 
 use crate::artifact;
 use crate::calibrate::Calibration;
@@ -62,9 +62,21 @@ impl Compiler {
         self
     }
 
-    /// Bits of the weights of matrix products.
-    pub fn weights(mut self, weights: WeightChoice) -> Compiler {
+    /// Bits of the weights of products.
+    pub fn weights(mut self, weights: Widths) -> Compiler {
         self.options.weights = weights;
+        self
+    }
+
+    /// Bits of what products read.
+    pub fn activations(mut self, activations: Widths) -> Compiler {
+        self.options.activations = activations;
+        self
+    }
+
+    /// How weights are rounded.
+    pub fn rounding(mut self, rounding: Rounding) -> Compiler {
+        self.options.rounding = rounding;
         self
     }
 

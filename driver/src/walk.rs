@@ -8,7 +8,7 @@ use vitc_ir::{Module, Stage, verify};
 use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
-use vitc_passes::quantize::{self, Observer, QuantOptions, WeightChoice};
+use vitc_passes::quantize::{self, Observer, QuantOptions, Rounding, Widths};
 use vitc_passes::{fuse, shape};
 
 use crate::calibrate::{self, Calibration};
@@ -24,8 +24,12 @@ pub struct WalkOptions {
     pub preprocess: Option<Preprocess>,
     /// How ranges are chosen.
     pub observer: Observer,
-    /// Bits of the weights of matrix products.
-    pub weights: WeightChoice,
+    /// Bits of the weights of products.
+    pub weights: Widths,
+    /// Bits of what products read.
+    pub activations: Widths,
+    /// How weights are rounded.
+    pub rounding: Rounding,
     /// Integer forms of the nonlinear ops.
     pub nonlinear: Nonlinear,
     /// Threads for calibration. They do not change the result.
@@ -39,8 +43,10 @@ impl Default for WalkOptions {
         WalkOptions {
             calibration: Calibration::Synthetic { images: 8 },
             preprocess: None,
-            observer: Observer::MinMax,
-            weights: WeightChoice::default(),
+            observer: Observer::default(),
+            weights: Widths::default(),
+            activations: Widths::default(),
+            rounding: Rounding::default(),
             nonlinear: Nonlinear::Auto,
             threads: available_threads(),
             quiet: true,
@@ -106,8 +112,13 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
         }
         Stage::Clean => shape::run(&module).map_err(unsupported),
         Stage::Shape => {
-            let weights = options.weights.clone();
-            let quant = QuantOptions { observer: options.observer, weights, threads: options.threads };
+            let quant = QuantOptions {
+                observer: options.observer,
+                weights: options.weights.clone(),
+                activations: options.activations.clone(),
+                rounding: options.rounding,
+                threads: options.threads,
+            };
             let observed = calibrate::observe(&module, options, &quant)?;
             journal.calibration_images = observed.images;
             quantize::run(&module, &observed.calibration, &quant).map_err(unsupported)

@@ -269,9 +269,13 @@ fn settings_that_make_no_sense() {
     contains(&fails(&["run", &artifact, &image(0), "--mean", "0.1,0.1,0.1"]), &["compiled already"]);
     contains(&fails(&["run", &artifact, &image(0), "--calibrate", "x"]), &["compiled already"]);
     contains(&fails(&["run", &artifact, &image(0), "--weight-bits", "4"]), &["compiled already"]);
-    contains(&fails(&["run", &model(), &image(0), "--weight-bits", "3"]), &["expected 8 or 4"]);
-    contains(&fails(&["run", &model(), &image(0), "--weight-bits-of", "*mlp*"]), &["PATTERN=4"]);
-    let unmatched = with(&["run", &model(), &image(0), "--weight-bits-of", "*fc7*=4"], &compile_flags());
+    contains(&fails(&["run", &artifact, &image(0), "--activation-bits", "6"]), &["compiled already"]);
+    contains(&fails(&["run", &model(), &image(0), "--weight-bits", "7"]), &["2, 3, 4, 5, 6 or 8"]);
+    contains(&fails(&["run", &model(), &image(0), "--weight-bits", "*mlp*"]), &["PATTERN=BITS"]);
+    contains(&fails(&["run", &model(), &image(0), "--activation-bits", "*mlp*=3"]), &["4, 5, 6, 7 or 8"]);
+    let unmatched = with(&["run", &model(), &image(0), "--activation-bits", "*fc7*=4"], &compile_flags());
+    contains(&fails_with(2, &unmatched), &["*fc7*"]);
+    let unmatched = with(&["run", &model(), &image(0), "--weight-bits", "*fc7*=4"], &compile_flags());
     contains(&fails_with(2, &unmatched), &["*fc7*"]);
     let classes = dir.path().join("two.txt");
     std::fs::write(&classes, "one\ntwo\n").unwrap();

@@ -96,7 +96,7 @@ fn weights_of_four_bits_are_packed_two_to_a_byte() {
     };
     let (_, bytes) = compiled("8.vitc", &[]);
     let (four, nibbles) = compiled("4.vitc", &["--weight-bits", "4"]);
-    let (_, mixed) = compiled("mixed.vitc", &["--weight-bits", "4", "--weight-bits-of", "*mlp*=8"]);
+    let (_, mixed) = compiled("mixed.vitc", &["--weight-bits", "4", "--weight-bits", "*mlp*=8"]);
     assert!(nibbles < 0.7 * bytes, "{nibbles} of {bytes}");
     assert!(nibbles < mixed && mixed < bytes, "{nibbles}, {mixed}, {bytes}");
     let labels = arg(demo().join("eval/labels.txt"));

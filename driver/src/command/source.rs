@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use vitc_codegen::Tier;
 use vitc_ir::{Module, Stage, text};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::{Observer, WeightBits, WeightChoice};
+use vitc_passes::quantize::{Observer, Rounding, Width, Widths};
 
 use super::Global;
 use crate::artifact;
@@ -35,16 +35,23 @@ pub struct CompileFlags {
     /// Use at most so many calibration images, spread evenly over the folder.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_IMAGES)]
     pub calibrate_images: usize,
-    /// How the range of an activation is chosen: `min-max`, `mse`, or `percentile:P` with P such as 99.99.
-    #[arg(long, value_name = "OBSERVER", default_value = "min-max", value_parser = parse_observer)]
+    /// How the range of an activation is chosen: `min-max`, `mse`, `percentile:P` with P such as 99.99, or `auto`: min-max at 8
+    /// bits, mse below.
+    #[arg(long, value_name = "OBSERVER", default_value = "auto", value_parser = parse_observer)]
     pub observer: Observer,
-    /// Bits of the weights of matrix products. Those of 4 bits take half the memory, and cost accuracy.
-    #[arg(long, value_name = "8|4", default_value = "8", value_parser = parse_weight_bits)]
-    pub weight_bits: WeightBits,
-    /// Other bits for the products of these nodes: `PATTERN=4` with `*` for any characters of the ONNX node's name; may be
-    /// repeated, the last pattern that matches counts.
-    #[arg(long, value_name = "PATTERN=BITS", value_parser = parse_weight_bits_of)]
-    pub weight_bits_of: Vec<(String, WeightBits)>,
+    /// Bits of the weights of products and convolutions: 2 to 6 or 8 (default: 8). `PATTERN=BITS` is for the nodes of these
+    /// ONNX names alone, `*` standing for any characters; may be repeated, the last pattern that matches counts. What reads
+    /// the image keeps 8 unless a pattern names it.
+    #[arg(long, value_name = "[PATTERN=]BITS", value_parser = parse_weight_bits)]
+    pub weight_bits: Vec<Bits>,
+    /// Bits of what products read: 4 to 8 (default: 8); `PATTERN=BITS` for what these products read. What several read has
+    /// the most that one of them wants; the image keeps 8, and the input of the classifier unless a pattern names it.
+    #[arg(long, value_name = "[PATTERN=]BITS", value_parser = parse_activation_bits)]
+    pub activation_bits: Vec<Bits>,
+    /// How weights are rounded: `gptq` looks at what they multiply, in a second pass over the calibration images. `auto` does so
+    /// for matrix products of 6 bits and fewer.
+    #[arg(long, value_enum, default_value_t = RoundingFlag::Auto)]
+    pub rounding: RoundingFlag,
     /// Integer forms of GELU, softmax and LayerNorm: the cheapest within the error budget, or the published shift forms.
     #[arg(long, value_enum, default_value_t = NonlinearFlag::Auto)]
     pub nonlinear: NonlinearFlag,
@@ -98,6 +105,27 @@ impl From<NonlinearFlag> for Nonlinear {
     }
 }
 
+/// `--rounding`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoundingFlag {
+    /// `gptq` for matrix products of 6 bits and fewer, `nearest` for the rest.
+    Auto,
+    /// To the nearest level.
+    Nearest,
+    /// By second moments of what matrix products read, weights of 8 bits too.
+    Gptq,
+}
+
+impl From<RoundingFlag> for Rounding {
+    fn from(flag: RoundingFlag) -> Rounding {
+        match flag {
+            RoundingFlag::Auto => Rounding::Auto,
+            RoundingFlag::Nearest => Rounding::Nearest,
+            RoundingFlag::Gptq => Rounding::Gptq,
+        }
+    }
+}
+
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
     let side = |s: &str| {
         s.parse::<usize>().ok().filter(|&n| n > 0).ok_or_else(|| format!("`{text}` is not SIDE or HEIGHTxWIDTH"))
@@ -110,26 +138,51 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
 
 fn parse_observer(text: &str) -> Result<Observer, String> {
     match text {
+        "auto" => Ok(Observer::Auto),
         "min-max" => Ok(Observer::MinMax),
         "mse" => Ok(Observer::Mse),
         _ => match text.strip_prefix("percentile:").and_then(|p| p.parse::<f64>().ok()) {
             Some(p) if p > 50.0 && p <= 100.0 => Ok(Observer::Percentile(p)),
-            _ => Err("expected min-max, mse or percentile:P with P above 50 and at most 100".into()),
+            _ => Err("expected auto, min-max, mse or percentile:P with P above 50 and at most 100".into()),
         },
     }
 }
 
-fn parse_weight_bits(text: &str) -> Result<WeightBits, String> {
-    match text {
-        "8" => Ok(WeightBits::Eight),
-        "4" => Ok(WeightBits::Four),
-        _ => Err("expected 8 or 4".into()),
-    }
+/// Bits for all nodes or for those of a pattern.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bits {
+    pattern: Option<String>,
+    width: Width,
 }
 
-fn parse_weight_bits_of(text: &str) -> Result<(String, WeightBits), String> {
-    let (pattern, bits) = text.rsplit_once('=').ok_or("expected PATTERN=8 or PATTERN=4")?;
-    Ok((pattern.to_string(), parse_weight_bits(bits)?))
+fn parse_weight_bits(text: &str) -> Result<Bits, String> {
+    parse_bits(text, Width::of_weights, "2, 3, 4, 5, 6 or 8")
+}
+
+fn parse_activation_bits(text: &str) -> Result<Bits, String> {
+    parse_bits(text, Width::of_activations, "4, 5, 6, 7 or 8")
+}
+
+fn parse_bits(text: &str, width: fn(u32) -> Option<Width>, known: &str) -> Result<Bits, String> {
+    let (pattern, bits) = match text.rsplit_once('=') {
+        Some((pattern, bits)) => (Some(pattern.to_string()), bits),
+        None => (None, text),
+    };
+    let width = bits.parse().ok().and_then(width);
+    let width = width.ok_or_else(|| format!("expected BITS or PATTERN=BITS with BITS of {known}"))?;
+    Ok(Bits { pattern, width })
+}
+
+/// The flags as one choice; the last number without a pattern is for what no pattern matches.
+fn widths(flags: &[Bits]) -> Widths {
+    let mut widths = Widths::default();
+    for Bits { pattern, width } in flags {
+        match pattern {
+            Some(pattern) => widths.of.push((pattern.clone(), *width)),
+            None => widths.default = *width,
+        }
+    }
+    widths
 }
 
 impl CompileFlags {
@@ -142,7 +195,9 @@ impl CompileFlags {
     pub fn compiler(&self, module: &Module, global: Global) -> Result<Compiler> {
         let mut compiler = Compiler::new()
             .observer(self.observer)
-            .weights(WeightChoice { bits: self.weight_bits, of: self.weight_bits_of.clone() })
+            .weights(widths(&self.weight_bits))
+            .activations(widths(&self.activation_bits))
+            .rounding(self.rounding.into())
             .nonlinear(self.nonlinear.into())
             .threads(self.thread_count())
             .progress(!global.quiet && !global.json);
@@ -165,10 +220,14 @@ impl CompileFlags {
 
     /// Flags that can no longer take effect on a compiled model are an error, not ignored.
     fn refuse_late_choices(&self, path: &Path) -> Result<()> {
-        let weights = self.weight_bits != WeightBits::default() || !self.weight_bits_of.is_empty();
-        if weights || self.image.any() || self.calibrate.as_deref().is_some_and(|c| c != "synthetic") {
+        let bits = !self.weight_bits.is_empty() || !self.activation_bits.is_empty();
+        if bits
+            || self.rounding != RoundingFlag::Auto
+            || self.image.any()
+            || self.calibrate.as_deref().is_some_and(|c| c != "synthetic")
+        {
             bail!(
-                "'{}' is compiled already; --calibrate, --weight-bits and the image flags are for `vitc compile`, which records them",
+                "'{}' is compiled already; --calibrate, --weight-bits, --activation-bits, --rounding and the image flags are for `vitc compile`, which records them",
                 path.display()
             );
         }

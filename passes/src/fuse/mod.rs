@@ -8,6 +8,7 @@
 mod attention;
 mod borders;
 mod chain;
+mod clamps;
 pub mod lanes;
 mod patches;
 mod tabulate;
@@ -25,7 +26,8 @@ use chain::{Chain, Epilogue};
 
 /// The module of stage `fuse`, and how often each lane rule fired.
 pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnostics> {
-    let module = tabulate::run(module).map_err(Diagnostics::from)?;
+    let mut moved = Fired::new();
+    let module = clamps::run(tabulate::run(module).map_err(Diagnostics::from)?, &mut moved);
     let groups = groups(&module);
     let mut fuse =
         Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
@@ -52,6 +54,7 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
         fuse.target.output(output.name.clone(), value);
     }
     let mut fired = fuse.fired;
+    fired.extend(moved.into_iter().map(|(name, n)| (name.to_string(), n)));
     Ok((prepare_convolutions(fuse.target, &mut fired), fired))
 }
 

@@ -32,9 +32,9 @@ pub fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Constants of `int.exp` for scores of that scale: (`limit`, `multiplier`, `shift`, `table_bits`, table). The result is 255
-/// at the row's maximum and 0 from nine halvings on.
-pub fn exp_constants(scale: f64) -> Option<(i64, i64, u32, u32, Vec<i32>)> {
+/// Constants of `int.exp` for scores of that scale: (`limit`, `multiplier`, `shift`, `table_bits`, table). The result is `peak`
+/// at the row's maximum, 255 at most, and 0 from nine halvings on.
+pub fn exp_constants(scale: f64, peak: u8) -> Option<(i64, i64, u32, u32, Vec<i32>)> {
     const FRACTION_BITS: u32 = 6; // a step of the exponent is 1.1 %, half of that the largest error; 8-bit rounding is 0.4 % at best
     const TABLE_BITS: u32 = 16;
     // From 8.994 halvings on, 255 * 2^-h rounds to 0. The limit lies four steps beyond, so that no rounding of the multiplier
@@ -56,7 +56,7 @@ pub fn exp_constants(scale: f64) -> Option<(i64, i64, u32, u32, Vec<i32>)> {
         return None;
     }
     let steps = 1 << FRACTION_BITS;
-    let entry = |i: usize| 255.0 * 2f64.powf(-(i as f64) / f64::from(steps)) * f64::from(1 << TABLE_BITS);
+    let entry = |i: usize| f64::from(peak) * 2f64.powf(-(i as f64) / f64::from(steps)) * f64::from(1 << TABLE_BITS);
     let table = (0..steps as usize).map(|i| entry(i).round() as i32).collect();
     Some((limit as i64, multiplier, shift, TABLE_BITS, table))
 }
@@ -171,7 +171,7 @@ mod tests {
     fn exp_constants_fit_32_bits_over_all_scales() {
         for e in -27..6 {
             let scale = 2f64.powi(e) * 1.37;
-            let Some((limit, multiplier, shift, bits, table)) = exp_constants(scale) else { panic!("{scale}") };
+            let Some((limit, multiplier, shift, bits, table)) = exp_constants(scale, 255) else { panic!("{scale}") };
             assert!(limit * multiplier <= i64::from(i32::MAX));
             assert_eq!((table.len(), table[0]), (64, 255 << 16));
             let t = (limit * multiplier) >> shift;

@@ -11,13 +11,13 @@ struct Interval {
     hi: i64,
     /// Bound on the sum of a row, tighter than its length times `hi`. For softmax maps.
     row_sum: Option<i64>,
-    /// Whether every row holds its type's maximum, 255. For exponentials.
-    peaked: bool,
+    /// What every row holds at least once, its maximum. For exponentials.
+    peak: Option<i64>,
 }
 
 impl Interval {
     fn new(lo: i64, hi: i64) -> Interval {
-        Interval { lo, hi, row_sum: None, peaked: false }
+        Interval { lo, hi, row_sum: None, peak: None }
     }
 
     fn magnitude(self) -> i64 {
@@ -97,7 +97,7 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
     let operand = |i: usize| known[node.operands[i].0 as usize];
     match &node.op {
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => {
-            Interval { row_sum: None, peaked: false, ..operand(0) }
+            Interval { row_sum: None, peak: None, ..operand(0) }
         }
         Op::Concat { .. } => {
             let all = (0..node.operands.len()).map(operand);
@@ -116,7 +116,7 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             let count = shape.0[*axis].size as i64;
             let (x, last) = (operand(0), axis + 1 == shape.rank());
             let hi = if last { x.row_sum.unwrap_or(x.hi * count) } else { x.hi * count };
-            Interval::new(if last && x.peaked { 255 } else { x.lo * count }, hi)
+            Interval::new(x.peak.filter(|_| last).unwrap_or(x.lo * count), hi)
         }
         Op::IntReciprocal { numerator } => {
             let x = operand(0);
@@ -124,7 +124,13 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             let most = (numerator + least / 2) / least;
             Interval::new(if x.lo < 0 { -numerator } else { 0 }, most)
         }
-        Op::IntExp { .. } => Interval { peaked: true, ..Interval::new(0, 255) },
+        Op::IntExp { table_bits, .. } => {
+            // the first entry is the row's maximum, and the largest
+            let table = module.const_of(node.operands[1]).map(Const::ints).unwrap_or_default();
+            let half = if *table_bits > 0 { 1i64 << (table_bits - 1) } else { 0 };
+            let peak = table.first().map(|first| (first + half) >> table_bits);
+            Interval { peak, ..Interval::new(0, 255) }
+        }
         Op::IntShiftmax { bits, .. } => {
             Interval { row_sum: Some(1 << (bits - 1)), ..Interval::new(0, 1 << (bits - 1)) }
         }

@@ -14,7 +14,7 @@ mod intervals;
 mod regions;
 pub mod report;
 pub mod rule;
-mod sample;
+pub(crate) mod sample;
 mod term;
 #[cfg(test)]
 mod tests;

@@ -201,6 +201,12 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let x = b.bytes(&[rows, k]);
             b.quantize(Elem::I8, x, 0.11, -3)
         }
+        "quantize-clip" => {
+            let (x, w) = (b.bytes(&[rows, k]), b.weights(&[k, n], 1));
+            let x = b.op(Op::MatMul {}, &[x, w]);
+            let y = b.op(Op::Clip { lo: Real(-0.4), hi: Real(0.7) }, &[x]);
+            b.quantize(Elem::U8, y, 0.1, 5)
+        }
         "requantize-add" => {
             let (x, y) = (b.signed(Elem::I16, &[rows, k], 0.001), b.signed(Elem::I16, &[rows, k], 0.0007));
             let y = b.op(Op::Add {}, &[x, y]);

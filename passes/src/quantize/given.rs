@@ -6,6 +6,7 @@
 use vitc_ir::{Class, Const, Elem, Module, Op, Quant, ValueId};
 
 use super::sites::{self, Demand, Role, Site};
+use super::widths::Width;
 
 /// Biases at the accumulator's scale stay below 2^29, so that no accumulator leaves 32 bits because of its bias.
 pub(crate) const LARGEST_BIAS: f64 = (1 << 29) as f64;
@@ -15,18 +16,39 @@ pub(crate) const LARGEST_BIAS: f64 = (1 << 29) as f64;
 pub(crate) struct Grid {
     pub(crate) elem: Elem,
     pub(crate) quant: Quant,
+    /// Fewer than 8 where only some levels of a byte are used.
+    pub(crate) width: Option<Width>,
 }
 
 impl Grid {
-    fn is_narrow(&self) -> bool {
+    /// All levels of an element type.
+    pub(crate) fn whole(elem: Elem, quant: Quant) -> Grid {
+        Grid { elem, quant, width: None }
+    }
+
+    /// The least and the largest integer.
+    pub(crate) fn levels(&self) -> (i64, i64) {
+        match (self.width, self.elem) {
+            (Some(width), Elem::U8) => (0, (1 << width.bits()) - 1),
+            (Some(width), _) => (1 - (1 << (width.bits() - 1)), (1 << (width.bits() - 1)) - 1),
+            (None, elem) => elem.range().unwrap_or((0, 0)),
+        }
+    }
+
+    /// The real that an integer stands for.
+    pub(crate) fn real(&self, q: i64) -> f64 {
+        self.quant.scale_at(0) * (q - i64::from(self.quant.zero_point)) as f64
+    }
+
+    /// Whether it is of bytes.
+    pub(crate) fn is_narrow(&self) -> bool {
         matches!(self.elem, Elem::U8 | Elem::I8)
     }
 
     /// The least and the largest real on it.
     fn range(&self) -> Option<(f64, f64)> {
         let (low, high) = self.elem.range()?;
-        let real = |q: i64| self.quant.scale_at(0) * (q - i64::from(self.quant.zero_point)) as f64;
-        Some((real(low), real(high)))
+        Some((self.real(low), self.real(high)))
     }
 
     /// The grid in a role: itself, or one of 16 bits that holds each of its reals exactly.
@@ -36,7 +58,7 @@ impl Grid {
             Role::Wide if self.is_narrow() => {
                 // |q - zero point| <= 255, and 255 * 2^7 < 2^15; LayerNorm and softmax like fine steps
                 let fine = self.quant.scale_at(0) / 128.0;
-                Some(Grid { elem: Elem::I16, quant: Quant::per_tensor(fine, 0) })
+                Some(Grid::whole(Elem::I16, Quant::per_tensor(fine, 0)))
             }
             Role::Wide if self.elem == Elem::I16 && self.quant.zero_point == 0 => Some(self.clone()),
             _ => None,
@@ -50,7 +72,7 @@ pub(crate) fn grid_of(module: &Module, v: ValueId) -> Option<Grid> {
         Some(node) if node.op == (Op::Dequantize {}) => {
             let ty = module.ty(node.operands[0]);
             let quant = ty.quant.clone().filter(|q| q.axis.is_none())?;
-            Some(Grid { elem: ty.elem, quant })
+            Some(Grid::whole(ty.elem, quant))
         }
         Some(_) => None,
         None => only_grid(module, v),
@@ -85,7 +107,7 @@ fn reading_grids(module: &Module, v: ValueId) -> Option<Vec<Grid>> {
             match user.op {
                 Op::Quantize { to } => {
                     let quant = module.ty(user.result).quant.clone().filter(|q| q.axis.is_none())?;
-                    grids.push(Grid { elem: to, quant });
+                    grids.push(Grid::whole(to, quant));
                 }
                 _ if user.op.class() == Class::Move => open.push(user.result),
                 _ => return None,

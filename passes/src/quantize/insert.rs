@@ -1,25 +1,28 @@
 //! Rebuilds the module with `quantize` and `dequantize` where the sites say.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vitc_ir::eval::{self, Tensor};
 use vitc_ir::{Class, Const, Def, Diagnostic, Elem, Module, Node, Op, Quant, Stage, TensorType, ValueId};
 
-use super::given::{self, Grid, LARGEST_BIAS};
+use super::QuantOptions;
+use super::float_weights::FloatWeights;
+use super::given::{self, Grid};
+use super::rounding::RoundedBias;
 use super::sites::{self, Demand, Role, Sites, demand};
-use super::weights::{self, Channels, WeightBits, WeightChoice};
+use super::widths::{self, Width};
 
-/// Inserts quantization; `grids` holds one for each group of sites.
+/// Inserts quantization; `grids` holds one for each group of sites, `rounded` the weights that are rounded already.
 pub(crate) fn insert(
     module: &Module,
     sites: &Sites,
     grids: &BTreeMap<usize, Grid>,
-    bits: &WeightChoice,
+    rounded: BTreeMap<usize, RoundedBias>,
+    options: &QuantOptions,
 ) -> Result<Module, Diagnostic> {
     let to = module.successor(Stage::Quantize);
-    let mut insert = Insert { from: module, sites, grids, bits, to, plain: BTreeMap::new(), integer: BTreeMap::new() };
+    let (plain, integer) = (BTreeMap::new(), BTreeMap::new());
+    let mut insert = Insert { from: module, sites, grids, rounded, options, to, plain, integer };
     insert.to.lanes = module.lanes.clone();
     insert.inputs()?;
     for n in 0..module.nodes.len() {
@@ -39,7 +42,9 @@ struct Insert<'a> {
     from: &'a Module,
     sites: &'a Sites,
     grids: &'a BTreeMap<usize, Grid>,
-    bits: &'a WeightChoice,
+    /// Weights that are rounded already, by node.
+    rounded: BTreeMap<usize, RoundedBias>,
+    options: &'a QuantOptions,
     to: Module,
     /// Float values of the old module in the new one.
     plain: BTreeMap<ValueId, ValueId>,
@@ -154,14 +159,27 @@ impl Insert<'_> {
             return Ok(x);
         }
         let loc = node.and_then(|n| n.loc.clone());
+        let x = self.within(x, &grid, loc.clone())?;
         let q = self.quantize(Op::Quantize { to: grid.elem }, x, grid.quant, loc)?;
         self.push(Op::Dequantize {}, &[q], node)
     }
 
+    /// A value clipped to the levels of a grid that has fewer than its element type; a map of softmax lies within.
+    fn within(&mut self, x: ValueId, grid: &Grid, loc: Option<Arc<str>>) -> Result<ValueId, Diagnostic> {
+        let softmax = self.to.node_of(x).is_some_and(|n| matches!(n.op, Op::Softmax {}));
+        if grid.width.is_none() || softmax {
+            return Ok(x);
+        }
+        let (low, high) = grid.levels();
+        let clip = Op::Clip { lo: grid.real(low).into(), hi: grid.real(high).into() };
+        self.to.push(clip, &[x], loc).map_err(|m| Diagnostic::new("internal", m))
+    }
+
     /// A constant as integers of a grid.
-    fn constant(&mut self, c: &Const, Grid { elem, quant }: Grid) -> Result<ValueId, Diagnostic> {
+    fn constant(&mut self, c: &Const, grid: Grid) -> Result<ValueId, Diagnostic> {
+        let (low, high) = grid.levels();
+        let Grid { elem, quant, .. } = grid;
         let (scale, zero) = (quant.scale_at(0), f64::from(quant.zero_point));
-        let (low, high) = elem.range().unwrap_or((0, 0));
         let values = c.values::<f32>();
         let ints = values.iter().map(|&x| {
             let q = (f64::from(x) / scale).round_ties_even() + zero;
@@ -182,7 +200,7 @@ impl Insert<'_> {
             return Ok(operands);
         }
         let image = self.from.node_of(node.operands[0]).filter(|m| matches!(m.op, Op::Normalize { .. }));
-        let mut weights = self.weights(node, axis)?;
+        let mut weights = FloatWeights::of(self.from, node, axis)?;
         let mut operands = Vec::new();
         match image {
             Some(image) => {
@@ -194,12 +212,15 @@ impl Insert<'_> {
             }
             None => operands.push(self.operand(n, 0)?),
         }
-        let bits = match node.op {
-            Op::MatMul {} if image.is_none() => self.bits.bits_of(node.loc.as_deref().unwrap_or_default()),
-            _ => WeightBits::Eight,
+        let bits = widths::of_weights(self.from, n, &self.options.weights);
+        let (found, bias) = match self.rounded.remove(&n) {
+            Some(RoundedBias { weights, bias }) => (weights, bias),
+            None => {
+                let found = weights.quantize(bits, self.input_scale(n, image.is_some())?);
+                let bias = image.map(|image| weights.bias_without_mean(image, &found));
+                (found, bias)
+            }
         };
-        let found = weights.quantize(bits, self.input_scale(n, image.is_some())?);
-        let bias = image.map(|image| weights.bias_without_mean(image, &found));
         let quant = Quant::per_axis(found.scales.iter().copied(), axis, 0);
         let ty = TensorType::new(Elem::I8, weights.ty.shape.clone()).with_quant(quant);
         let v = self.to.constant(Const::new(weights.name.clone(), ty, &found.ints));
@@ -221,8 +242,7 @@ impl Insert<'_> {
         let product = matches!(node.op, Op::MatMul {});
         let Some(constant) = given::integers(self.from, node.operands[1]) else { return Ok(None) };
         let Some(weights) = given::weights(constant, axis, product) else { return Ok(None) };
-        let bits = self.bits.bits_of(node.loc.as_deref().unwrap_or_default());
-        let asked = bits == WeightBits::Four && product;
+        let asked = widths::of_weights(self.from, n, &self.options.weights) < Width::EIGHT;
         let bias = match node.operands.get(2).map(|&b| (b, self.from.const_of(b))) {
             Some((_, Some(c))) => c.values::<f32>().into_owned(),
             Some((_, None)) => return Ok(None),
@@ -249,79 +269,6 @@ impl Insert<'_> {
         let v = self.from.nodes[n].operands[0];
         let origin = sites::origins(self.from, v).into_iter().next().unwrap_or(v);
         Ok(self.grid(origin, Role::Unsigned)?.quant.scale_at(0))
-    }
-
-    fn weights(&self, node: &Node, axis: usize) -> Result<FloatWeights, Diagnostic> {
-        let c = float_weights(self.from, node.operands[1]).ok_or_else(|| Diagnostic::new("internal", "no weights"))?;
-        let dims = c.ty.shape.as_fixed().unwrap_or_default();
-        let (channels, inner) = (dims[axis], dims[axis + 1..].iter().product());
-        let bias = match node.operands.get(2).and_then(|&b| self.from.const_of(b)) {
-            Some(b) if b.ty.shape.count().and_then(|d| d.as_fixed()) == Some(1) => vec![b.values::<f32>()[0]; channels],
-            Some(b) => b.values::<f32>().into_owned(),
-            None => vec![0.0; channels],
-        };
-        let values = c.values::<f32>().into_owned();
-        if values.iter().chain(&bias).any(|x| !x.is_finite()) {
-            let place = node.loc.as_deref().unwrap_or(&c.name).to_string();
-            return Err(Diagnostic::new("weights", "a weight is infinite or not a number").at(place));
-        }
-        let shape = Channels { channels, inner };
-        Ok(FloatWeights { name: c.name.clone(), ty: c.ty.clone(), dims, values, bias, shape })
-    }
-}
-
-/// Constant weights as floats, also those that came as integers.
-fn float_weights(module: &Module, v: ValueId) -> Option<Cow<'_, Const>> {
-    if let Some(c) = module.const_of(v) {
-        return Some(Cow::Borrowed(c));
-    }
-    let c = given::integers(module, v)?;
-    let ty = TensorType::f32(c.ty.shape.clone());
-    let x = Tensor::from_const(c).ok()?;
-    let real = eval::eval_op(&Op::Dequantize {}, &[&x], &ty, &[&c.ty], &module.lanes).ok()?;
-    Some(Cow::Owned(real.to_const(c.name.clone(), ty)))
-}
-
-/// Constant weights with their bias while they are being quantized.
-struct FloatWeights {
-    name: String,
-    ty: TensorType,
-    dims: Vec<usize>,
-    values: Vec<f32>,
-    bias: Vec<f32>,
-    shape: Channels,
-}
-
-impl FloatWeights {
-    fn quantize(&self, bits: WeightBits, input_scale: f64) -> weights::Weights {
-        let floor: Vec<f64> = self.bias.iter().map(|b| f64::from(b.abs()) / (input_scale * LARGEST_BIAS)).collect();
-        weights::quantize(&self.values, self.shape, bits, &floor)
-    }
-
-    /// Input channel of a convolution's weight: the image has one group.
-    fn input_channel(&self, i: usize) -> usize {
-        (i / (self.dims[2] * self.dims[3])) % self.dims[1]
-    }
-
-    /// Weights for pixels of 0 to 255 instead of normalised ones.
-    fn divide_by_deviation(&mut self, normalize: &Node) {
-        let Op::Normalize { std, .. } = &normalize.op else { return };
-        for i in 0..self.values.len() {
-            let divisor = 255.0 * std[self.input_channel(i)].0;
-            self.values[i] = (f64::from(self.values[i]) / divisor) as f32;
-        }
-    }
-
-    /// The bias less what the weights, as quantized, make of the mean image: so their rounding errors act on deviations
-    /// from the mean, not on whole pixels.
-    fn bias_without_mean(&self, normalize: &Node, found: &weights::Weights) -> Vec<f32> {
-        let Op::Normalize { mean, .. } = &normalize.op else { return self.bias.clone() };
-        let mut bias: Vec<f64> = self.bias.iter().map(|&b| f64::from(b)).collect();
-        for (i, &q) in found.ints.iter().enumerate() {
-            let o = i / self.shape.inner;
-            bias[o] -= f64::from(q) * found.scales[o] * 255.0 * mean[self.input_channel(i)].0;
-        }
-        bias.into_iter().map(|b| b as f32).collect()
     }
 }
 

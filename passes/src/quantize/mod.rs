@@ -1,31 +1,41 @@
 //! The third room: calibration, and `quantize` + `dequantize` on every edge that will be integer.
 //!
-//! [`observe`] runs calibration images through the float graph and keeps ranges; [`run`] decides a scale for every edge
+//! [`observe`] runs calibration images through the float graph and keeps ranges; [`observe_products`] does so once more for
+//! the second moments of what products read, where weights are rounded by them; [`run`] decides a scale for every edge
 //! by its role (the table in ARCHITECTURE.md) and makes the integers explicit. The simulation that the resulting module
 //! evaluates to is what the integer graph will compute, up to the integer forms of the nonlinear ops.
 
+mod float_weights;
 mod given;
+mod gptq;
+mod gram;
 mod histogram;
 mod insert;
 mod observe;
 mod range;
+mod rounding;
 mod sites;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod weights;
+mod widths;
 
 use std::collections::BTreeSet;
 
-use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Op, Stage};
+use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 
 pub use observe::{Calibration, observe};
-pub use weights::{WeightBits, WeightChoice};
+pub use rounding::{Rounding, observe_products, wants_products};
+pub use widths::{Width, Widths};
 
 /// How the range of an activation is chosen from what was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Observer {
-    /// Everything seen: clipping at 8 bits costs more than it gains in these models.
+    /// Everything seen at 8 bits, the least mean squared error below.
     #[default]
+    Auto,
+    /// Everything seen: clipping at 8 bits costs more than it gains in these models.
     MinMax,
     /// This percentage of the values (for example 99.99) at either end.
     Percentile(f64),
@@ -39,24 +49,42 @@ pub struct QuantOptions {
     /// Ranges of 8-bit activations. The 16-bit residual stream always keeps everything seen, and weights are always
     /// searched for the least squared error, channel by channel.
     pub observer: Observer,
-    /// Bits of the weights of matrix products.
-    pub weights: WeightChoice,
+    /// Bits of the weights of products. Those that read the image keep 8 unless a pattern names them: they are small and see
+    /// whole pixels.
+    pub weights: Widths,
+    /// Bits of what products read, but for the image and, unless a pattern names it, what the classifier reads.
+    pub activations: Widths,
+    /// How weights are rounded.
+    pub rounding: Rounding,
     /// Threads that calibrate; the result does not depend on it.
     pub threads: usize,
 }
 
 impl Default for QuantOptions {
     fn default() -> QuantOptions {
-        QuantOptions { observer: Observer::MinMax, weights: WeightChoice::default(), threads: 1 }
+        let (weights, activations) = (Widths::default(), Widths::default());
+        QuantOptions { observer: Observer::default(), weights, activations, rounding: Rounding::default(), threads: 1 }
+    }
+}
+
+impl QuantOptions {
+    /// Whether ranges alone do not tell the scales.
+    fn wants_histograms(&self) -> bool {
+        match self.observer {
+            Observer::Auto => self.activations.any_narrow(),
+            Observer::MinMax => false,
+            Observer::Percentile(_) | Observer::Mse => true,
+        }
     }
 }
 
 /// Quantizes a module of stage `shape` with the ranges that [`observe`] saw on it.
 pub fn run(module: &Module, calibration: &Calibration, options: &QuantOptions) -> Result<Module, Diagnostics> {
-    check_patterns(module, &options.weights)?;
+    check_patterns(module, options)?;
     let sites = sites::Sites::of(module);
     let grids = range::decide(module, &sites, calibration, options)?;
-    let mut quantized = insert::insert(module, &sites, &grids, &options.weights).map_err(Diagnostics::from)?;
+    let rounded = rounding::round(module, &sites, &grids, calibration, options)?;
+    let mut quantized = insert::insert(module, &sites, &grids, rounded, options).map_err(Diagnostics::from)?;
     note(module, &sites, &mut quantized);
     Ok(quantized)
 }
@@ -119,14 +147,21 @@ pub fn wants_calibration(module: &Module) -> bool {
 }
 
 /// A pattern that no product matches is a slip of the pen, not a wish for nothing.
-fn check_patterns(module: &Module, choice: &WeightChoice) -> Result<(), Diagnostic> {
-    let products = module.nodes.iter().filter(|n| matches!(n.op, Op::MatMul {}));
-    let products = products.filter(|n| module.const_of(n.operands[1]).is_some());
-    match choice.unmatched(products.filter_map(|n| n.loc.as_deref())) {
-        Some(pattern) => {
-            let message = format!("no matrix product with weights has a name like `{pattern}`");
-            Err(Diagnostic::new("weight-bits", message))
-        }
-        None => Ok(()),
+fn check_patterns(module: &Module, options: &QuantOptions) -> Result<(), Diagnostic> {
+    let products = module.nodes.iter().filter(|n| widths::is_product(&n.op));
+    let weighted = |n: &&Node| !matches!(n.op, Op::LinearAttention { .. }) && is_constant(module, n.operands[1]);
+    let names = products.clone().filter_map(|n| n.loc.as_deref());
+    if let Some(pattern) = options.weights.unmatched(products.filter(weighted).filter_map(|n| n.loc.as_deref())) {
+        let message = format!("no product with weights has a name like `{pattern}`");
+        return Err(Diagnostic::new("weight-bits", message));
     }
+    if let Some(pattern) = options.activations.unmatched(names) {
+        return Err(Diagnostic::new("activation-bits", format!("no product has a name like `{pattern}`")));
+    }
+    Ok(())
+}
+
+/// Whether a value is constant, as floats or as integers that are dequantized.
+fn is_constant(module: &Module, v: ValueId) -> bool {
+    module.const_of(v).is_some() || given::integers(module, v).is_some()
 }

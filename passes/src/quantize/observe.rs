@@ -1,15 +1,16 @@
 //! Calibration: the ranges of every site over the calibration inputs.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, mpsc};
 
-use vitc_ir::eval::{self, Data, Tensor};
+use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
 
+use super::QuantOptions;
+use super::gram::Gram;
 use super::histogram::Histogram;
 use super::range;
 use super::sites::Sites;
-use super::{Observer, QuantOptions};
+use super::stream::stream;
 
 /// What was seen of one value.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +62,8 @@ fn extremes(values: &[f32]) -> (f32, f32, bool) {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calibration {
     pub(crate) seen: BTreeMap<ValueId, Seen>,
+    /// Second moments of what products read, where they were wanted.
+    pub(crate) grams: BTreeMap<ValueId, Gram>,
     /// Number of inputs seen.
     pub inputs: usize,
 }
@@ -81,13 +84,9 @@ impl Calibration {
     }
 
     fn merge(&mut self, other: Calibration) {
-        self.inputs += other.inputs;
         other.seen.into_iter().for_each(|(v, seen)| self.add(v, seen));
     }
 }
-
-/// One worker's share: what it saw, and the first input it could not evaluate.
-type Share = (Calibration, Option<(usize, Diagnostic)>);
 
 /// Runs the inputs through a module of stage `shape`, some at a time, and collects ranges. `progress` is told how many
 /// inputs are done. The result does not depend on the number of threads. The first faulty input ends it with an error.
@@ -97,61 +96,15 @@ pub fn observe(
     options: &QuantOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Calibration, Diagnostics> {
-    let threads = options.threads.max(1);
-    let wanted = wanted(module);
-    let histograms = options.observer != Observer::MinMax;
-    let (send, receive) = mpsc::sync_channel::<(usize, Vec<Tensor>)>(threads);
-    let receive = Arc::new(Mutex::new(receive));
-    let (report, reports) = mpsc::channel::<()>();
-    let mut done = 0;
-    let (mut fault, mut stopped) = (None, false);
-    let shares: Vec<Share> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                let report = report.clone();
-                let (receive, wanted) = (Arc::clone(&receive), &wanted);
-                scope.spawn(move || work(module, &receive, wanted, histograms, &report))
-            })
-            .collect();
-        drop((report, receive));
-        for (i, input) in inputs.enumerate() {
-            match input {
-                Err(problem) => fault = Some((i, problem)),
-                // Sending fails when no worker lives; joining them tells why.
-                Ok(input) => stopped = send.send((i, input)).is_err(),
-            }
-            for () in reports.try_iter() {
-                done += 1;
-                progress(done);
-            }
-            if stopped || fault.is_some() {
-                break;
-            }
+    let (wanted, histograms) = (wanted(module), options.wants_histograms());
+    let see = |calibration: &mut Calibration, v: ValueId, tensor: &Tensor| {
+        if let (true, Data::F32(values)) = (wanted[v.0 as usize], &tensor.data) {
+            calibration.add(v, Seen::of(values, histograms));
         }
-        drop(send);
-        for () in reports {
-            done += 1;
-            progress(done);
-        }
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    });
-    collect(shares, fault)
-}
-
-fn collect(shares: Vec<Share>, fault: Option<(usize, Diagnostic)>) -> Result<Calibration, Diagnostics> {
-    let mut calibration = Calibration::default();
-    let mut faults: Vec<_> = fault.into_iter().collect();
-    for (share, fault) in shares {
-        calibration.merge(share);
-        faults.extend(fault);
-    }
-    if let Some((_, first)) = faults.into_iter().min_by_key(|(i, _)| *i) {
-        return Err(first.into());
-    }
-    if calibration.inputs == 0 {
-        let message = "there are no inputs to calibrate with";
-        return Err(Diagnostic::new("calibration", message).help("give some images like those of real use").into());
-    }
+    };
+    let (shares, inputs) = stream(module, inputs, options.threads, (Calibration::default, see), progress)?;
+    let mut calibration = Calibration { inputs, ..Calibration::default() };
+    shares.into_iter().for_each(|share| calibration.merge(share));
     Ok(calibration)
 }
 
@@ -159,31 +112,4 @@ fn wanted(module: &Module) -> Vec<bool> {
     let mut wanted = vec![false; module.values.len()];
     range::to_observe(module, &Sites::of(module)).iter().for_each(|v| wanted[v.0 as usize] = true);
     wanted
-}
-
-fn work(
-    module: &Module,
-    receive: &Mutex<mpsc::Receiver<(usize, Vec<Tensor>)>>,
-    wanted: &[bool],
-    histograms: bool,
-    report: &mpsc::Sender<()>,
-) -> Share {
-    let mut calibration = Calibration::default();
-    let mut fault: Option<(usize, Diagnostic)> = None;
-    loop {
-        let next = receive.lock().map(|r| r.recv());
-        let Ok(Ok((i, input))) = next else { return (calibration, fault) };
-        let traced = eval::trace(module, &input, &mut |v, tensor| {
-            if let (true, Data::F32(values)) = (wanted[v.0 as usize], &tensor.data) {
-                calibration.add(v, Seen::of(values, histograms));
-            }
-        });
-        match traced {
-            Ok(_) => calibration.inputs += 1,
-            Err(problem) if fault.as_ref().is_none_or(|(j, _)| i < *j) => fault = Some((i, problem)),
-            Err(_) => {}
-        }
-        // The receiver of reports outlives the workers.
-        report.send(()).ok();
-    }
 }

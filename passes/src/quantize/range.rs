@@ -8,6 +8,7 @@ use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
 use super::sites::{Role, Site, Sites};
+use super::widths::{self, Width};
 use super::{Observer, QuantOptions};
 
 /// The residual stream reaches this much beyond what calibration saw. Integer sums saturate, so an image beyond the
@@ -23,9 +24,11 @@ pub(crate) fn decide(
 ) -> Result<BTreeMap<usize, Grid>, Diagnostics> {
     let mut grids = BTreeMap::new();
     let known = Ranges::of(module);
+    let widths = widths::of_groups(module, sites, &options.activations);
     let mut problems = Diagnostics::default();
     for (group, members) in sites.groups() {
-        match group_grid(module, &members, (calibration, &known), options.observer) {
+        let width = widths.get(&group).copied();
+        match group_grid(module, &members, (calibration, &known), (width, options)) {
             Ok(grid) => {
                 grids.insert(group, grid);
             }
@@ -59,25 +62,31 @@ fn group_grid(
     module: &Module,
     members: &[Site],
     known: (&Calibration, &Ranges),
-    observer: Observer,
+    (width, options): (Option<Width>, &QuantOptions),
 ) -> Result<Grid, Diagnostic> {
     let role = members[0].1;
     if let Some(grid) = given::grid_of_group(module, members) {
         return Ok(grid);
     }
     if is_softmax(module, members) {
-        return Ok(Grid { elem: role.elem(), quant: Quant::per_tensor(1.0 / 255.0, 0) });
+        let bits = width.unwrap_or(Width::EIGHT).bits();
+        return Ok(Grid { elem: role.elem(), quant: Quant::per_tensor(1.0 / f64::from((1 << bits) - 1), 0), width });
     }
     let mut joint: Option<Seen> = None;
     for &(v, _) in members {
-        let seen = seen(module, v, known, observer)?;
+        let seen = seen(module, v, known, options.wants_histograms())?;
         match &mut joint {
             Some(known) => known.merge(&seen),
             None => joint = Some(seen),
         }
     }
     let joint = joint.ok_or_else(|| Diagnostic::new("calibration", "a group of values is empty"))?;
-    Ok(Grid { elem: role.elem(), quant: quant(role, &joint, observer) })
+    let observer = match (options.observer, width) {
+        (Observer::Auto, None) => Observer::MinMax,
+        (Observer::Auto, Some(_)) => Observer::Mse,
+        (chosen, _) => chosen,
+    };
+    Ok(Grid { elem: role.elem(), quant: quant(role, &joint, observer, width.unwrap_or(Width::EIGHT)), width })
 }
 
 /// What is known of a value; constants are their own calibration.
@@ -85,10 +94,10 @@ fn seen(
     module: &Module,
     v: ValueId,
     (calibration, ranges): (&Calibration, &Ranges),
-    observer: Observer,
+    histogram: bool,
 ) -> Result<Seen, Diagnostic> {
     let seen = match module.const_of(v) {
-        Some(c) => Some(Seen::of(&c.values::<f32>(), observer != Observer::MinMax)),
+        Some(c) => Some(Seen::of(&c.values::<f32>(), histogram)),
         None => match (calibration.seen.get(&v), ranges.get(v)) {
             (None, Some(known)) => Some(within(known.range)),
             (Some(_), Some(known)) if known.firm => Some(within(known.range)),
@@ -121,12 +130,17 @@ pub(crate) fn place(module: &Module, v: ValueId) -> String {
     }
 }
 
-fn quant(role: Role, seen: &Seen, observer: Observer) -> Quant {
+fn quant(role: Role, seen: &Seen, observer: Observer, width: Width) -> Quant {
     let whole = (f64::from(seen.min), f64::from(seen.max));
+    let (levels, half) = ((1 << width.bits()) - 1, (1 << (width.bits() - 1)) - 1);
     match role {
         Role::Wide => symmetric(whole.0.abs().max(whole.1.abs()) * HEADROOM, 32767.0),
-        Role::Signed => least(seen, observer, whole, |(lo, hi)| symmetric(lo.abs().max(hi.abs()), 127.0), (-128, 127)),
-        Role::Unsigned => least(seen, observer, whole, asymmetric, (0, 255)),
+        Role::Signed => {
+            let make = |(lo, hi): (f64, f64)| symmetric(lo.abs().max(hi.abs()), half.into());
+            // -128 is a level of 8 bits, but none that the range reaches
+            least(seen, observer, whole, make, (if half == 127 { -128 } else { -half }, half))
+        }
+        Role::Unsigned => least(seen, observer, whole, |range| asymmetric(range, levels.into()), (0, levels)),
     }
 }
 
@@ -143,13 +157,29 @@ fn least(
             let (low, high) = h.cut((1.0 - p / 100.0).clamp(0.0, 0.49));
             make((low.max(whole.0), high.min(whole.1)))
         }
-        (Observer::Mse, Some(h)) => {
-            let candidates = (0..=30).map(|i| 1.0 - f64::from(i) / 40.0);
-            let scored = candidates.map(|f| make((whole.0 * f, whole.1 * f))).map(|q| (error(h, &q, levels), q));
-            scored.min_by(|a, b| a.0.total_cmp(&b.0)).map_or_else(|| make(whole), |(_, q)| q)
-        }
+        (Observer::Mse, Some(h)) => least_error(h, whole, make, levels),
         _ => make(whole),
     }
+}
+
+/// Searches the two ends of a range in turn, each among shares of what was seen.
+fn least_error(h: &Histogram, whole: (f64, f64), make: impl Fn((f64, f64)) -> Quant, levels: (i32, i32)) -> Quant {
+    const SHARES: i32 = 40;
+    const ROUNDS: usize = 2;
+    let mut best = (error(h, &make(whole), levels), whole);
+    let consider = |range: (f64, f64), best: &mut (f64, (f64, f64))| {
+        let e = error(h, &make(range), levels);
+        if e < best.0 {
+            *best = (e, range);
+        }
+    };
+    let share = |i: i32| 1.0 - f64::from(i) / f64::from(SHARES);
+    (1..SHARES - 1).for_each(|i| consider((whole.0 * share(i), whole.1 * share(i)), &mut best));
+    for _ in 0..ROUNDS {
+        (0..SHARES - 1).for_each(|i| consider((best.1.0, whole.1 * share(i)), &mut best));
+        (0..SHARES - 1).for_each(|i| consider((whole.0 * share(i), best.1.1), &mut best));
+    }
+    make(best.1)
 }
 
 fn error(h: &Histogram, q: &Quant, (low, high): (i32, i32)) -> f64 {
@@ -167,10 +197,10 @@ fn symmetric(magnitude: f64, levels: f64) -> Quant {
     Quant::per_tensor(step(magnitude, levels), 0)
 }
 
-/// `u8` over a range widened to hold zero.
-fn asymmetric((low, high): (f64, f64)) -> Quant {
+/// Levels from 0 on over a range widened to hold zero.
+fn asymmetric((low, high): (f64, f64), levels: f64) -> Quant {
     let (low, high) = (low.min(0.0), high.max(0.0));
-    let scale = step(high - low, 255.0);
-    let zero_point = (-low / scale).round_ties_even().clamp(0.0, 255.0) as i32;
+    let scale = step(high - low, levels);
+    let zero_point = (-low / scale).round_ties_even().clamp(0.0, levels) as i32;
     Quant::per_tensor(scale, zero_point)
 }

@@ -3,7 +3,9 @@
 use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Elem, ImageLayout, Module, Op, Stage, ValueId};
 
-use super::{Calibration, Observer, QuantOptions, observe, run};
+use super::{
+    Calibration, Observer, QuantOptions, Rounding, Width, Widths, observe, observe_products, run, wants_products,
+};
 use crate::clean::testing::{Build, batched, count, inputs, outputs, sqnr};
 use crate::clean::{self, CleanOptions, Pixels};
 
@@ -172,6 +174,100 @@ fn every_edge_has_the_type_of_its_role() {
     let quantized: Vec<_> = q.nodes.iter().filter(|n| matches!(n.op, Op::Quantize { .. })).collect();
     let keys: std::collections::BTreeSet<_> = quantized.iter().map(|n| (n.operands[0], n.op.clone())).collect();
     assert_eq!(keys.len(), quantized.len(), "a value is quantized once in a role");
+}
+
+/// Activations of few bits use the levels of their width, in the simulation and in integers, which agree.
+#[test]
+fn narrow_activations_keep_to_their_levels() {
+    let m = transformer(&pixel_options(), [0; 4]);
+    let mut last = f64::INFINITY;
+    for bits in [8, 6, 4] {
+        let activations = Widths::all(Width::of_activations(bits).unwrap());
+        let options = QuantOptions { activations, ..QuantOptions::default() };
+        let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+        let reads = |n: &vitc_ir::Node, i: usize| q.ty(source(&q, n.operands[i])).elem;
+        let mut seen = std::collections::BTreeMap::new();
+        let x = inputs(&m, 100);
+        vitc_ir::eval::trace(&q, &x, &mut |v, tensor| {
+            if q.node_of(v).is_some_and(|n| matches!(n.op, Op::Quantize { .. })) {
+                let ints = tensor.to_ints();
+                seen.insert(v, (*ints.iter().min().unwrap(), *ints.iter().max().unwrap()));
+            }
+        })
+        .unwrap();
+        let products: Vec<_> = q.nodes.iter().filter(|n| n.op == (Op::MatMul {})).collect();
+        let classifier = products.last().unwrap().result;
+        for node in products {
+            for i in [0, 1] {
+                let Some(&(low, high)) = seen.get(&source(&q, node.operands[i])) else { continue };
+                let levels = match reads(node, i) {
+                    _ if node.result == classifier => (0, 255),
+                    Elem::U8 => (0, (1 << bits) - 1),
+                    _ => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+                };
+                assert!(levels.0 <= low && high <= levels.1, "{low}..={high} of {bits} bits");
+            }
+        }
+        let simulated = compare(&m, &q);
+        assert!(simulated < last + 0.5 && simulated > 2.0, "{bits} bits: {simulated} dB");
+        last = simulated;
+        let (lowered, _) = crate::integerize::run(&q, &Default::default()).unwrap();
+        let db = sqnr(&outputs(&q, &x), &outputs(&lowered, &x));
+        // a map of few bits is relative to each row's maximum in integers, and to one in the simulation
+        assert!(db > if bits > 4 { 15.0 } else { 8.0 }, "{bits} bits: integers are {db} dB from their simulation");
+    }
+}
+
+/// A product that a pattern names decides for what it reads, and one that wants more for what both read.
+#[test]
+fn activation_bits_follow_their_readers() {
+    let m = transformer(&pixel_options(), [0; 4]);
+    let products: Vec<_> = m.nodes.iter().filter(|n| n.op == (Op::MatMul {})).collect();
+    let alike = products.iter().filter(|n| n.operands[0] == products[0].operands[0]);
+    let qkv: Vec<String> = alike.filter_map(|n| n.loc.as_deref().map(String::from)).collect();
+    let classifier = products.last().and_then(|n| n.loc.as_deref()).unwrap();
+    let grids = |of: &[(&str, u32)]| {
+        let of = of.iter().map(|(name, bits)| (name.to_string(), Width::of_activations(*bits).unwrap())).collect();
+        let activations = Widths { default: Width::EIGHT, of };
+        let options = QuantOptions { activations, ..QuantOptions::default() };
+        count(&run(&m, &calibrate(&m, &options), &options).unwrap(), "clip")
+    };
+    assert_eq!(grids(&[]), 0);
+    assert_eq!(grids(&[(&qkv[0], 4)]), 0, "k and v read the same and want 8");
+    assert_eq!(grids(&[(&qkv[0], 4), (&qkv[1], 5), (&qkv[2], 4)]), 1);
+    assert_eq!(grids(&[(classifier, 4)]), 1, "the classifier, by its name");
+}
+
+/// Rounding by what weights multiply: the same whatever the threads, and closer to the float model than to nearest.
+#[test]
+fn rounding_by_moments_is_closer_and_does_not_depend_on_threads() {
+    let m = transformer(&pixel_options(), [0; 4]);
+    let module = |rounding, threads| {
+        let weights = Widths::all(Width::of_weights(3).unwrap());
+        let options = QuantOptions { weights, rounding, threads, ..QuantOptions::default() };
+        let mut calibration = calibrate(&m, &options);
+        if wants_products(&m, &options) {
+            let images = (0..9).map(|seed| Ok(inputs(&m, seed)));
+            observe_products(&m, &mut calibration, images, &options, &mut |_| {}).unwrap();
+        }
+        run(&m, &calibration, &options).unwrap()
+    };
+    let one = module(Rounding::Auto, 1);
+    for threads in [2, 5] {
+        assert_eq!(vitc_ir::text::print(&one).blob, vitc_ir::text::print(&module(Rounding::Auto, threads)).blob);
+    }
+    let mean = |q: &Module| {
+        let db = (200..220).map(|seed| {
+            let x = inputs(&m, seed);
+            sqnr(&outputs(&m, &x), &outputs(q, &x))
+        });
+        db.sum::<f64>() / 20.0
+    };
+    let (nearest, gptq) = (mean(&module(Rounding::Nearest, 1)), mean(&one));
+    assert!(gptq > nearest + 1.0, "{gptq} dB, {nearest} dB to nearest");
+    let options = QuantOptions { rounding: Rounding::Gptq, ..QuantOptions::default() };
+    let unseen = run(&m, &calibrate(&m, &options), &options).unwrap_err();
+    assert_eq!(unseen.0[0].code, "rounding");
 }
 
 /// What a dequantized value was before, through movement.

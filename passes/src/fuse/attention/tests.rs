@@ -12,6 +12,8 @@ enum Bent {
     Nothing,
     /// The result is not transposed.
     Straight,
+    /// The result is clamped before it is transposed.
+    Clamped,
     /// The weights are an output as well.
     WeightsSeen,
     /// The result before the transpose is an output as well.
@@ -42,6 +44,7 @@ fn module(bent: Bent) -> Module {
     let weights = if bent == Bent::OtherWeights { w } else { e };
     let p = push(Op::IntMatMul { a_zero: 0, b_zero: 0 }, &[weights, v]);
     let y = push(Op::IntRequantRows { shift: 37, zero_point: 128, to: Elem::U8 }, &[p, r]);
+    let y = if bent == Bent::Clamped { push(Op::IntClamp { lo: 100, hi: 150 }, &[y]) } else { y };
     let z = if bent == Bent::Straight { y } else { push(Op::Transpose { perm: vec![1, 0, 2] }, &[y]) };
     m.output("z", z);
     match bent {
@@ -81,6 +84,7 @@ fn fused(bent: Bent) -> Option<Vec<usize>> {
 #[test]
 fn attention_takes_its_transpose_along() {
     assert_eq!(fused(Bent::Nothing), Some(vec![1, 0, 2]));
+    assert_eq!(fused(Bent::Clamped), Some(vec![1, 0, 2]));
     assert_eq!(fused(Bent::Straight), Some(vec![0, 1, 2]));
     assert_eq!(fused(Bent::ResultSeen), Some(vec![0, 1, 2]));
 }

@@ -59,8 +59,12 @@ pub(super) fn rules() -> Vec<Rule> {
     rules
 }
 
-/// A row's maximum of `int.exp` with 8 bits is 255, of 7 bits and more.
-const PEAK_BITS: u32 = 7;
+/// A row's maximum of `int.exp` where the map goes to `target`, which is ours: one over its scale. It is 255, or less for maps
+/// of fewer bits.
+fn peak_of(target: &Quant) -> Option<u8> {
+    let peak = (1.0 / target.single()?).round();
+    (1.0..=255.0).contains(&peak).then_some(peak as u8)
+}
 
 static LEAK_FREE_NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| UNARY.iter().map(|(_, op)| *op).collect());
 
@@ -231,10 +235,10 @@ fn shift_layernorm(m: &mut Match<'_>) -> Option<Id> {
     m.apply(op, Some(site.target), &[operand, gamma, beta])
 }
 
-/// The numerator of softmax as `u8` with 255 at every row's maximum, and one over its sum.
-fn exponentials(m: &mut Match<'_>, scores: &TensorType) -> Option<Id> {
+/// The numerator of softmax as `u8` with `peak` at every row's maximum.
+fn exponentials(m: &mut Match<'_>, scores: &TensorType, peak: u8) -> Option<Id> {
     let scale = scores.quant.as_ref()?.single()?;
-    let (limit, multiplier, shift, table_bits, table) = arith::exp_constants(scale)?;
+    let (limit, multiplier, shift, table_bits, table) = arith::exp_constants(scale, peak)?;
     let op = Op::IntExp { limit, multiplier, shift, table_bits };
     let error = sample::exp_error(&op, [&table, &[]], scores)?;
     if !m.admit("softmax", "deferred", cost::softmax(scores), error) {
@@ -244,7 +248,7 @@ fn exponentials(m: &mut Match<'_>, scores: &TensorType) -> Option<Id> {
     let table = m.constant_of("exp2.table", ty, &table);
     let operand = scores_in_i16(m, scores)?;
     // what one step means varies from row to row; the annotation says the largest
-    m.apply(op, Some(Quant::per_tensor(1.0 / 255.0, 0)), &[operand, table])
+    m.apply(op, Some(Quant::per_tensor(1.0 / f64::from(peak), 0)), &[operand, table])
 }
 
 /// Scores as the exponential takes them: those that a model rounds to `u8` in a signed type; softmax does not see the offset.
@@ -272,12 +276,14 @@ fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
     let (scores, values) = (m.ty("?s")?, m.ty("?v")?);
     // a map on a grid of the model's own is rounded to it, as the model does
-    if is_of_a_model(&m.attrs("?qp")?.quant?) {
+    let map = m.attrs("?qp")?.quant?;
+    if is_of_a_model(&map) {
         return None;
     }
+    let peak = peak_of(&map)?;
     let value_quant = values.quant?;
-    let (reciprocal, shift) = row_reciprocal(value_quant.single()? / target.single()?, PEAK_BITS)?;
-    let exp = exponentials(m, &scores)?;
+    let (reciprocal, shift) = row_reciprocal(value_quant.single()? / target.single()?, peak.ilog2())?;
+    let exp = exponentials(m, &scores, peak)?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
     let reciprocals = m.apply(reciprocal, None, &[sums])?;
@@ -295,14 +301,15 @@ fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
         return None;
     }
     let scores = m.ty("?s")?;
-    let exp = exponentials(m, &scores)?;
+    let peak = if matches!(to, Elem::U8) { peak_of(&target)? } else { u8::MAX };
+    let exp = exponentials(m, &scores, peak)?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
     let one = m.i32_vector("one", &[2]);
     let wide =
         m.apply(Op::IntRequant { axis, x_zero: 0, shift: 1, zero_point: 0, to: Elem::I32 }, None, &[exp, one])?;
     let factor = 1.0 / target.single()?;
-    normalised(m, wide, sums, factor, PEAK_BITS, (to, target))
+    normalised(m, wide, sums, factor, peak.ilog2(), (to, target))
 }
 
 /// Rows of 32 bits over their sums, times `factor`, on a grid.

@@ -43,6 +43,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("hoist-expand",           Exact,    "(quantize ?q (expand ?m ?x))",                                hoist_quantize),
         rule("hoist-gather",           Exact,    "(quantize ?q (gather ?m ?x))",                                hoist_quantize),
         rule("hoist-concat-2",         Exact,    "(quantize ?q (concat ?m ?a ?b))",                             hoist_concat),
+        rule("quantize-clip",          Exact,    "(quantize ?q (clip ?c ?x))",                                  quantize_clip),
         rule("requantize",             Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize),
         rule("requantize-add",         Rounding, "(quantize ?q (add ?m (dequantize ?da ?a) (dequantize ?db ?b)))", requantize_add),
     ]
@@ -322,6 +323,24 @@ fn hoist_concat(m: &mut Match<'_>) -> Option<Id> {
     let a = m.apply(q.op.clone(), q.quant.clone(), &[a])?;
     let b = m.apply(q.op, q.quant, &[b])?;
     m.apply(op, None, &[a, b])
+}
+
+/// `quantize` never falls, so clipping before it is clamping after it.
+fn quantize_clip(m: &mut Match<'_>) -> Option<Id> {
+    let (q, Op::Clip { lo, hi }) = (m.attrs("?q")?, m.attrs("?c")?.op) else { return None };
+    let (Op::Quantize { to }, quant) = (&q.op, q.quant.clone()?) else { return None };
+    let (scale, (least, most)) = (quant.single()?, to.range()?);
+    let steps = |real: f64| {
+        let q = f64::from((real as f32 / scale as f32).round_ties_even()) + f64::from(quant.zero_point);
+        (q as i64).clamp(least, most)
+    };
+    let clamp = Op::IntClamp { lo: steps(lo.0), hi: steps(hi.0) };
+    let x = m.var("?x")?;
+    if m.fact(x).constant.is_some() {
+        return None;
+    }
+    let quantized = m.apply(q.op, q.quant, &[x])?;
+    m.apply(clamp, Some(quant), &[quantized])
 }
 
 /// `quantize(dequantize(x))` is one dyadic requantize, or nothing when the quantization stays.

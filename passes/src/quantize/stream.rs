@@ -1,0 +1,101 @@
+//! Calibration inputs through a module, some at a time: each worker evaluates inputs and keeps what it saw.
+
+use std::sync::{Arc, Mutex, mpsc};
+
+use vitc_ir::eval::{self, Tensor};
+use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
+
+/// What one worker made: its state, how many inputs it saw, and the first it could not evaluate.
+struct Share<S> {
+    state: S,
+    inputs: usize,
+    fault: Option<(usize, Diagnostic)>,
+}
+
+/// Runs inputs through a module and shows every value to `see`, with the state of the worker at hand; the states and the
+/// number of inputs. Which worker sees which input is left to chance, so states must be merged alike in any order. `progress`
+/// is told how many inputs are done. The first faulty input ends it with an error, and so does having none.
+pub(crate) fn stream<S: Send>(
+    module: &Module,
+    inputs: impl Iterator<Item = Result<Vec<Tensor>, Diagnostic>>,
+    threads: usize,
+    (start, see): (impl Fn() -> S + Sync, impl Fn(&mut S, ValueId, &Tensor) + Sync),
+    progress: &mut dyn FnMut(usize),
+) -> Result<(Vec<S>, usize), Diagnostics> {
+    let threads = threads.max(1);
+    let (send, receive) = mpsc::sync_channel::<(usize, Vec<Tensor>)>(threads);
+    let receive = Arc::new(Mutex::new(receive));
+    let (report, reports) = mpsc::channel::<()>();
+    let mut done = 0;
+    let (mut fault, mut stopped) = (None, false);
+    let shares: Vec<Share<S>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                let report = report.clone();
+                let (receive, start, see) = (Arc::clone(&receive), &start, &see);
+                scope.spawn(move || work(module, &receive, start(), see, &report))
+            })
+            .collect();
+        drop((report, receive));
+        for (i, input) in inputs.enumerate() {
+            match input {
+                Err(problem) => fault = Some((i, problem)),
+                // Sending fails when no worker lives; joining them tells why.
+                Ok(input) => stopped = send.send((i, input)).is_err(),
+            }
+            for () in reports.try_iter() {
+                done += 1;
+                progress(done);
+            }
+            if stopped || fault.is_some() {
+                break;
+            }
+        }
+        drop(send);
+        for () in reports {
+            done += 1;
+            progress(done);
+        }
+        workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    collect(shares, fault)
+}
+
+fn collect<S>(shares: Vec<Share<S>>, fault: Option<(usize, Diagnostic)>) -> Result<(Vec<S>, usize), Diagnostics> {
+    let (mut states, mut inputs) = (Vec::new(), 0);
+    let mut faults: Vec<_> = fault.into_iter().collect();
+    for share in shares {
+        inputs += share.inputs;
+        states.push(share.state);
+        faults.extend(share.fault);
+    }
+    if let Some((_, first)) = faults.into_iter().min_by_key(|(i, _)| *i) {
+        return Err(first.into());
+    }
+    if inputs == 0 {
+        let message = "there are no inputs to calibrate with";
+        return Err(Diagnostic::new("calibration", message).help("give some images like those of real use").into());
+    }
+    Ok((states, inputs))
+}
+
+fn work<S>(
+    module: &Module,
+    receive: &Mutex<mpsc::Receiver<(usize, Vec<Tensor>)>>,
+    state: S,
+    see: &impl Fn(&mut S, ValueId, &Tensor),
+    report: &mpsc::Sender<()>,
+) -> Share<S> {
+    let mut share = Share { state, inputs: 0, fault: None };
+    loop {
+        let next = receive.lock().map(|r| r.recv());
+        let Ok(Ok((i, input))) = next else { return share };
+        match eval::trace(module, &input, &mut |v, tensor| see(&mut share.state, v, tensor)) {
+            Ok(_) => share.inputs += 1,
+            Err(problem) if share.fault.as_ref().is_none_or(|(j, _)| i < *j) => share.fault = Some((i, problem)),
+            Err(_) => {}
+        }
+        // The receiver of reports outlives the workers.
+        report.send(()).ok();
+    }
+}
