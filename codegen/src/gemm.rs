@@ -5,7 +5,8 @@
 //!   pack b                        only when b is an activation: into this thread's scratch, with column sums
 //!   for chunk of rows             6 to 48 rows, so that their spread copy stays in L1
 //!     spread rows of a            into scratch: every four k of a row fill a vector, K padded with zeros
-//!     for panel of 8 columns      of b, K*8 bytes, streamed from L2 once for each chunk
+//!     for panel of 8 columns      of b, K*8 bytes, streamed from L2 once for each chunk; weights of four bits, two to a byte,
+//!                                 are unpacked into scratch first
 //!       for tile of 6 rows        (then 4, 2, 1 for the rest)
 //!         for k in steps of 4
 //! ```
@@ -86,6 +87,9 @@ impl Order {
 pub(crate) enum Weights {
     /// A constant, packed in panels.
     Packed,
+    /// A constant of four bits, packed in panels two to a byte: each pass over a panel unpacks it into scratch, where it stays in
+    /// L1 for all rows of a chunk.
+    Nibbles,
     /// An activation, packed for each turn of the outer loops; `operand.columns` are those of n.
     Matrix { operand: Operand, k_stride: i64 },
 }
@@ -156,6 +160,15 @@ impl Gemm {
         self.a.elem == Elem::I16
     }
 
+    fn is_matrix(&self) -> bool {
+        matches!(self.weights, Weights::Matrix { .. })
+    }
+
+    /// Bytes of a panel, whole bytes.
+    fn panel_bytes(&self) -> usize {
+        self.k4() * PANEL
+    }
+
     /// Bytes of one packed matrix.
     fn packed_bytes(&self) -> usize {
         self.k4() * self.panels() * PANEL
@@ -187,12 +200,17 @@ impl Gemm {
         self.k4() / 4 * SPREAD
     }
 
-    /// Scratch: packed b, its corrections, one gathered row of a, spread rows of a.
+    /// Scratch: packed b or a panel of it, its corrections, one gathered row of a, spread rows of a.
     fn scratch_parts(&self) -> [usize; 4] {
-        let matrix = matches!(self.weights, Weights::Matrix { .. });
+        let matrix = self.is_matrix();
+        let b = match self.weights {
+            Weights::Packed => 0,
+            Weights::Nibbles => self.panel_bytes(),
+            Weights::Matrix { .. } => self.packed_bytes(),
+        };
         let gathered = matches!(self.reading, Reading::Gathered(_));
         let parts = [
-            if matrix { self.packed_bytes() } else { 0 },
+            b,
             if matrix { self.panels() * PANEL * 4 } else { 0 },
             if gathered { self.k * self.a.elem.bytes() } else { 0 },
             self.chunk_rows() * self.spread_bytes(),
@@ -209,6 +227,7 @@ impl Gemm {
     pub(crate) fn name(&self, lane: &str) -> String {
         let b = match &self.weights {
             Weights::Packed => "s8",
+            Weights::Nibbles => "s4",
             Weights::Matrix { operand, .. } if operand.elem == Elem::U8 => "u8act",
             Weights::Matrix { .. } => "s8act",
         };
@@ -227,7 +246,7 @@ impl Gemm {
             Some((&inner, outer)) => (inner, outer),
             None => (Dim::fixed(1), &[][..]),
         };
-        if outer.is_empty() && matches!(self.weights, Weights::Packed) {
+        if outer.is_empty() && !self.is_matrix() {
             let (begin, end) = (e.begin, e.end);
             let count = e.b.ins().isub(end, begin);
             return self.rows(e, &[], (begin, begin), count);
@@ -252,7 +271,9 @@ impl Gemm {
         let [packed, ..] = self.scratch_parts();
         let b_arg = e.arg(1);
         match &self.weights {
-            Weights::Packed => Right { b: b_arg, corrections: self.has_corrections().then(|| e.arg(3)) },
+            Weights::Packed | Weights::Nibbles => {
+                Right { b: b_arg, corrections: self.has_corrections().then(|| e.arg(3)) }
+            }
             Weights::Matrix { operand, k_stride } => {
                 let source = operand.base(e, b_arg, outer);
                 let scratch = e.scratch;
@@ -427,7 +448,13 @@ impl Gemm {
     /// All rows of one panel of columns.
     fn panel(&self, e: &mut Emit<'_>, bases: &Bases, count: Value, panel: Value, columns: usize) {
         let width = PANEL as i64;
-        let b = e.at(bases.b, panel, self.k4() as i64 * width);
+        let b = match self.weights {
+            Weights::Nibbles => {
+                let from = e.at(bases.b, panel, self.panel_bytes() as i64 / 2);
+                self.unpack_panel(e, from)
+            }
+            _ => e.at(bases.b, panel, self.panel_bytes() as i64),
+        };
         let corrections = bases.corrections.map(|c| e.at(c, panel, 4 * width));
         let out = e.at(bases.out, panel, self.out.column_stride() * width);
         let extras: Vec<Value> =
@@ -444,6 +471,28 @@ impl Gemm {
             };
             self.tile(e, &tile);
         });
+    }
+
+    /// Unpacks a panel of four bits into scratch: of every 16 bytes the low halves, then the high ones, are a group of four k.
+    fn unpack_panel(&self, e: &mut Emit<'_>, from: Value) -> Value {
+        let to = e.scratch;
+        e.repeat(self.k4() / 4, &[from, to], |e, p| {
+            let pairs = e.load(I8X16, Addr { base: p[0], disp: 0 });
+            let (mask, sign) = (e.constant(I8X16, 0x0f), e.constant(I8X16, 8));
+            let words = e.cast(I16X8, pairs);
+            let four = e.iconst(4);
+            let words = e.b.ins().ushr(words, four);
+            let high = e.cast(I8X16, words);
+            for (half, disp) in [(pairs, 0), (high, 16)] {
+                // of four bits in two's complement, (x ^ 8) - 8 is the value
+                let half = e.b.ins().band(half, mask);
+                let half = e.b.ins().bxor(half, sign);
+                let half = e.b.ins().isub(half, sign);
+                e.store(half, Addr { base: p[1], disp });
+            }
+            vec![e.add_imm(p[0], 2 * PANEL as i64), e.add_imm(p[1], 4 * PANEL as i64)]
+        });
+        to
     }
 
     fn tile(&self, e: &mut Emit<'_>, tile: &Tile) {

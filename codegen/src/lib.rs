@@ -66,7 +66,7 @@ impl Default for Options {
     }
 }
 
-/// What becomes of weights that the plan has two to a byte, on the tiers that can unpack them in every pass.
+/// What becomes of weights that the plan has two to a byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Nibbles {
     /// Whichever is faster by the cost rule.

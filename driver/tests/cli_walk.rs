@@ -99,6 +99,12 @@ fn weights_of_four_bits_are_packed_two_to_a_byte() {
     let (_, mixed) = compiled("mixed.vitc", &["--weight-bits", "4", "--weight-bits", "*mlp*=8"]);
     assert!(nibbles < 0.7 * bytes, "{nibbles} of {bytes}");
     assert!(nibbles < mixed && mixed < bytes, "{nibbles}, {mixed}, {bytes}");
+    let (three, fewest) = compiled("3.vitc", &["--weight-bits", "3", "--activation-bits", "6"]);
+    assert!(fewest < nibbles, "{fewest}, {nibbles}");
+    let layers = json(&["inspect", &three])["layers"].as_array().unwrap().clone();
+    let bits: Vec<i64> = layers.iter().map(|l| l["bits"].as_i64().unwrap()).collect();
+    assert_eq!(bits.iter().filter(|&&b| b == 8).count(), 1, "the patches alone keep 8: {layers:?}");
+    assert!(bits.iter().all(|&b| b <= 3 || b == 8), "{layers:?}");
     let labels = arg(demo().join("eval/labels.txt"));
     let images = arg(demo().join("eval"));
     let report = json(&["eval", &four, "--images", &images, "--labels", &labels, "--reference", &model()]);

@@ -17,35 +17,52 @@ pub enum Layout {
         /// Columns of a panel.
         columns: usize,
     },
+    /// The order of `Dot4` with elements of few bits, in two's complement, one after another: element `i` of a matrix is bits
+    /// `bits * i` and on, the lowest bit of a byte first. For keeping; kernels read it unpacked.
+    Dot4Bits {
+        /// Columns of a panel.
+        columns: usize,
+        /// Bits of an element, 1 to 7.
+        bits: u32,
+    },
 }
 
 impl Layout {
-    /// Columns of a panel.
-    pub fn columns(self) -> usize {
-        match self {
-            Layout::Dot4 { columns } | Layout::Dot4Nibbles { columns } => columns,
+    /// The layout in panels of `columns` that takes least, of those that keep every bit of these signed bytes.
+    pub fn narrowest(columns: usize, plain: &[u8]) -> Layout {
+        let bits = |b: u8| 8 - ((b as i8) ^ ((b as i8) >> 7)).leading_zeros() + 1;
+        match plain.iter().map(|&b| bits(b)).max().unwrap_or(1).max(2) {
+            4 => Layout::Dot4Nibbles { columns },
+            bits @ 2..=6 => Layout::Dot4Bits { columns, bits },
+            _ => Layout::Dot4 { columns },
         }
     }
 
-    /// Elements that share a byte.
-    pub fn elements_per_byte(self) -> usize {
+    /// Columns of a panel.
+    pub fn columns(self) -> usize {
         match self {
-            Layout::Dot4 { .. } => 1,
-            Layout::Dot4Nibbles { .. } => 2,
+            Layout::Dot4 { columns } | Layout::Dot4Nibbles { columns } | Layout::Dot4Bits { columns, .. } => columns,
+        }
+    }
+
+    /// Bits of an element.
+    pub fn bits(self) -> u32 {
+        match self {
+            Layout::Dot4 { .. } => 8,
+            Layout::Dot4Nibbles { .. } => 4,
+            Layout::Dot4Bits { bits, .. } => bits,
         }
     }
 
     /// Whether the layout keeps every bit of these elements, as signed bytes.
     pub fn holds(self, plain: &[u8]) -> bool {
-        match self {
-            Layout::Dot4 { .. } => true,
-            Layout::Dot4Nibbles { .. } => plain.iter().all(|&b| (-8..8).contains(&(b as i8))),
-        }
+        let half = 1i16 << (self.bits() - 1);
+        plain.iter().all(|&b| (-half..half).contains(&i16::from(b as i8)))
     }
 
     /// Bytes of one packed [k, n] matrix.
     pub fn packed_len(self, k: usize, n: usize) -> usize {
-        k.next_multiple_of(4) * n.next_multiple_of(self.columns()) / self.elements_per_byte()
+        (k.next_multiple_of(4) * n.next_multiple_of(self.columns()) * self.bits() as usize).div_ceil(8)
     }
 
     /// Packs row-major [k, n] bytes that the layout [holds](Layout::holds).
@@ -58,6 +75,7 @@ impl Layout {
         match self {
             Layout::Dot4 { .. } => bytes,
             Layout::Dot4Nibbles { columns } => join_nibbles(&bytes, columns),
+            Layout::Dot4Bits { bits, .. } => join_bits(&bytes, bits),
         }
     }
 
@@ -68,6 +86,10 @@ impl Layout {
             Layout::Dot4 { .. } => packed,
             Layout::Dot4Nibbles { columns } => {
                 split = split_nibbles(packed, columns);
+                &split
+            }
+            Layout::Dot4Bits { bits, columns } => {
+                split = split_bits(packed, bits, k.next_multiple_of(4) * n.next_multiple_of(columns));
                 &split
             }
         };
@@ -116,6 +138,26 @@ fn split_nibbles(packed: &[u8], columns: usize) -> Vec<u8> {
     packed.chunks_exact(2 * columns).flat_map(|group| group.iter().map(low).chain(group.iter().map(high))).collect()
 }
 
+/// The low `bits` of each byte, one after another.
+fn join_bits(bytes: &[u8], bits: u32) -> Vec<u8> {
+    let mask = (1u64 << bits) - 1;
+    // eight elements are whole bytes
+    let join = |eight: &[u8]| {
+        let word = eight.iter().rev().fold(0u64, |word, &b| word << bits | u64::from(b) & mask);
+        word.to_le_bytes().into_iter().take((eight.len() * bits as usize).div_ceil(8))
+    };
+    bytes.chunks(8).flat_map(join).collect()
+}
+
+/// What [`join_bits`] made of `count` bytes, with their signs.
+fn split_bits(packed: &[u8], bits: u32, count: usize) -> Vec<u8> {
+    let split = |group: &[u8]| {
+        let word = group.iter().rev().fold(0u64, |word, &b| word << 8 | u64::from(b));
+        (0..8).map(move |i| (((word >> (i * bits)) as u8) << (8 - bits)) as i8 >> (8 - bits)).map(|b| b as u8)
+    };
+    packed.chunks(bits as usize).flat_map(split).take(count).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +190,33 @@ mod tests {
         }
         assert!(!Layout::Dot4Nibbles { columns: 8 }.holds(&[8]));
         assert!(!Layout::Dot4Nibbles { columns: 8 }.holds(&[-9i8 as u8]));
+    }
+
+    #[test]
+    fn few_bits_come_back() {
+        for (columns, bits) in [1, 3, 8, 64].into_iter().flat_map(|c| [2, 3, 5, 6, 7].map(|b| (c, b))) {
+            let layout = Layout::Dot4Bits { columns, bits };
+            for (k, n) in SIZES {
+                let half = 1i32 << (bits - 1);
+                let plain: Vec<u8> = (0..(k * n) as i32).map(|i| (i * 5 % (2 * half) - half) as u8).collect();
+                assert!(layout.holds(&plain) && !layout.holds(&[half as u8]));
+                let packed = layout.pack(k, n, &plain);
+                assert_eq!(packed.len(), layout.packed_len(k, n));
+                assert_eq!(layout.unpack(k, n, &packed), plain, "{bits} bits, {columns} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn the_narrowest_layout_holds_and_the_next_does_not() {
+        let columns = 8;
+        for (largest, bits) in
+            [(0i8, 2), (1, 2), (-2, 2), (2, 3), (-8, 4), (8, 5), (-17, 6), (31, 6), (32, 8), (-128, 8)]
+        {
+            let layout = Layout::narrowest(columns, &[0, largest as u8, 1]);
+            assert_eq!((layout.bits(), layout.columns()), (bits, columns), "{largest}");
+            assert!(layout.holds(&[largest as u8]));
+        }
     }
 
     /// What a kernel relies on: unpacked in order, a group's low halves and then its high ones are the group in bytes.

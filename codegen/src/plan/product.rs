@@ -171,7 +171,12 @@ impl<M: Backend> Planner<'_, M> {
             }
             None if n.group.is_some() => return Err("groups are side by side only in wide panels".into()),
             None => {
-                let packing = Packing { layout: Layout::Dot4 { columns: crate::gemm::PANEL }, depth: n.k };
+                let (mut gemm, columns) = (gemm, crate::gemm::PANEL);
+                let mut layout = Layout::Dot4 { columns };
+                if self.streams_nibbles(&right, &n, self.options.choices.of(&key)) {
+                    (gemm.weights, layout) = (Weights::Nibbles, Layout::Dot4Nibbles { columns });
+                }
+                let packing = Packing { layout, depth: n.k };
                 let (name, grain) = (gemm.name(&word), gemm.grain());
                 Made { name, spec: Spec::Gemm(gemm), items, grain, packing, bias: None, offer: None }
             }

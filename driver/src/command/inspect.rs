@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vitc_ir::{Diagnostic, Diagnostics, Module, Stage, TensorType, text};
+use vitc_ir::{Diagnostic, Diagnostics, Module, Node, Op, Stage, TensorType, text};
 use vitc_passes::quantize;
 
 use super::source::{self, Kind};
@@ -22,7 +22,7 @@ use crate::walk::preprocess_of;
 #[command(after_help = "Examples:
   vitc inspect deit.onnx             inputs, outputs, ops, and everything that is not supported
   vitc inspect deit.onnx --support   lower it too, on noise: finds ops that import but have no integer form
-  vitc inspect deit.vitc             preprocessing, constants and content hash of an artifact
+  vitc inspect deit.vitc             preprocessing, constants and content hash of an artifact; bits and bytes of its weights
 
 Exit status: 0 when the model can be compiled, 2 when it uses something unsupported, 1 when it cannot be read.")]
 pub struct Args {
@@ -48,6 +48,8 @@ struct Facts {
     record: Record,
     ports: Table,
     ops: BTreeMap<String, usize>,
+    /// Weights of products and convolutions.
+    layers: Table,
     unsupported: Diagnostics,
 }
 
@@ -57,12 +59,31 @@ impl Facts {
             record: Record::new(),
             ports: Table::new(&["direction", "name", "type", "shape"]),
             ops: BTreeMap::new(),
+            layers: Table::new(&["layer", "op", "weights", "bits", "bytes"]),
             unsupported: Diagnostics::default(),
         }
     }
 
     fn port(&mut self, direction: &str, name: &str, elem: &str, shape: String) {
         self.ports.row([direction.into(), name.into(), elem.into(), shape.into()]);
+    }
+
+    /// Notes the weights of a node that has some: their bits are those that the layout stores, their bytes those of the file.
+    fn layer(&mut self, module: &Module, node: &Node) {
+        let product = matches!(
+            node.op,
+            Op::IntMatMul { .. } | Op::FusedMatMul { .. } | Op::IntConv2d { .. } | Op::FusedConv2d { .. }
+        );
+        let Some(weights) = node.operands.get(1).and_then(|&w| module.const_of(w)).filter(|_| product) else { return };
+        let bits = weights.layout.map_or(8 * weights.ty.elem.bytes(), |layout| layout.bits() as usize);
+        let name = node.loc.as_deref().unwrap_or(&weights.name);
+        self.layers.row([
+            name.into(),
+            node.op.name().into(),
+            shape_text(&weights.ty).into(),
+            bits.into(),
+            weights.data.len().into(),
+        ]);
     }
 
     fn histogram(&self) -> Table {
@@ -82,12 +103,16 @@ impl Facts {
         let mut object = self.record.to_json();
         object["ports"] = self.ports.to_json();
         object["ops"] = json!(self.ops);
+        object["layers"] = self.layers.to_json();
         object["unsupported"] = self.unsupported.0.iter().map(problem).collect();
         object
     }
 
     fn to_text(&self) -> String {
         let mut text = format!("{}\n\n{}\n\n{}\n", self.record, self.ports, self.histogram());
+        if !self.layers.is_empty() {
+            text += &format!("\n{}\n", self.layers);
+        }
         if !self.unsupported.0.is_empty() {
             text += &format!(
                 "\n{} problems keep this model from being compiled:\n{}\n",
@@ -167,6 +192,7 @@ fn of_module(path: &Path, kind: Kind) -> Result<Facts> {
     }
     for node in &module.nodes {
         *facts.ops.entry(node.op.name().to_owned()).or_default() += 1;
+        facts.layer(&module, node);
     }
     Ok(facts)
 }

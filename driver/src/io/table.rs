@@ -77,6 +77,11 @@ impl Table {
         Self { keys: keys.to_vec(), rows: Vec::new() }
     }
 
+    /// Whether it has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Adds a row; missing cells are unknown, those beyond the columns are dropped.
     pub fn row<const N: usize>(&mut self, cells: [Cell; N]) -> &mut Self {
         debug_assert_eq!(N, self.keys.len(), "one cell a column");

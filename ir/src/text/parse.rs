@@ -440,13 +440,25 @@ impl<'a> Parser<'a> {
 
     fn layout(&mut self) -> Parsed<Layout> {
         let nibbles = self.eat_word("dot4nibbles");
-        if !nibbles {
+        let few = !nibbles && self.eat_word("dot4bits");
+        if !nibbles && !few {
             self.keyword("dot4")?;
         }
         self.expect('(')?;
         let columns = self.count()?;
+        let bits = match few {
+            true => {
+                self.expect(',')?;
+                self.count()?
+            }
+            false => 0,
+        };
         self.expect(')')?;
-        Ok(if nibbles { Layout::Dot4Nibbles { columns } } else { Layout::Dot4 { columns } })
+        Ok(match (nibbles, few) {
+            (true, _) => Layout::Dot4Nibbles { columns },
+            (_, true) => Layout::Dot4Bits { columns, bits: bits.min(u32::MAX as usize) as u32 },
+            _ => Layout::Dot4 { columns },
+        })
     }
 
     fn blob_of_scales(&mut self) -> Parsed<Vec<Real>> {

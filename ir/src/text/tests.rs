@@ -86,7 +86,9 @@ impl Draw<'_> {
     fn constant(&mut self, number: usize) -> Const {
         let ty = self.ty(false);
         let columns = 1 + self.below(9);
-        let layout = Some(self.pick(&[Layout::Dot4 { columns }, Layout::Dot4Nibbles { columns }]));
+        let bits = 1 + self.below(7) as u32;
+        let layouts = [Layout::Dot4 { columns }, Layout::Dot4Nibbles { columns }, Layout::Dot4Bits { columns, bits }];
+        let layout = Some(self.pick(&layouts));
         let layout = layout.filter(|_| self.below(2) == 1 && stored_len(&ty, layout).is_ok());
         let data = (0..stored_len(&ty, layout).unwrap()).map(|_| self.byte()).collect::<Vec<u8>>();
         Const { name: format!("{}{number}", self.text()), ty, layout, data: data.into() }
@@ -265,7 +267,7 @@ proptest! {
     }
 }
 
-const WORDS: [&str; 49] = [
+const WORDS: [&str; 50] = [
     "module",
     "stage",
     "meta",
@@ -279,6 +281,7 @@ const WORDS: [&str; 49] = [
     "layout",
     "dot4",
     "dot4nibbles",
+    "dot4bits",
     "at",
     "loc",
     "q",
@@ -487,6 +490,10 @@ fn single_problems() {
         ("const @a : tensor<4x4xi32> layout dot4(8) = blob(0, 64)", "const-data"),
         ("const @a : tensor<4x4xi8> layout dot4nibbles(8) = blob(0, 32)", "const-data"),
         ("const @a : tensor<4x4xu8> layout dot4nibbles(8) = blob(0, 16)", "const-data"),
+        ("const @a : tensor<4x4xu8> layout dot4bits(8, 3) = blob(0, 12)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout dot4bits(8, 3) = blob(0, 11)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout dot4bits(8, 0) = blob(0, 0)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout dot4bits(8, 9) = blob(0, 36)", "const-data"),
         ("const @a : tensor<i8> = [128]", "range"),
         ("const @a : tensor<f32> = [0x1p128]", "range"),
         ("const @a : tensor<f32> = [0x1.000001p0]", "range"),

@@ -106,11 +106,15 @@ pub(crate) fn stored_len(ty: &TensorType, layout: Option<Layout>) -> Result<usiz
     if ty.elem.bytes() != 1 || !(1..=limits::PANEL).contains(&columns) {
         return Err(format!("dot4 packs bytes in panels of 1 to {} columns", limits::PANEL));
     }
-    if matches!(layout, Layout::Dot4Nibbles { .. }) && ty.elem != Elem::I8 {
-        return Err(format!("nibbles hold elements of i8, not of {}", ty.elem));
+    if !matches!(layout, Layout::Dot4 { .. }) && ty.elem != Elem::I8 {
+        return Err(format!("elements of less than a byte are of i8, not of {}", ty.elem));
+    }
+    if let Layout::Dot4Bits { bits: bits @ (0 | 8..), .. } = layout {
+        return Err(format!("dot4bits packs elements of 1 to 7 bits, not of {bits}"));
     }
     let rows = k.checked_next_multiple_of(4).ok_or_else(many)?;
     let columns = n.checked_next_multiple_of(columns).ok_or_else(many)?;
-    let matrix = rows.checked_mul(columns).ok_or_else(many)? / layout.elements_per_byte();
+    let bits = rows.checked_mul(columns).and_then(|n| n.checked_mul(layout.bits() as usize)).ok_or_else(many)?;
+    let matrix = bits.div_ceil(8);
     lead.iter().try_fold(matrix, |len, &d| len.checked_mul(d)).ok_or_else(many)
 }

@@ -128,12 +128,11 @@ fn weights<'a>(module: &'a Module, node: &Node, i: usize) -> Option<&'a Const> {
     }
 }
 
-/// Two weights to a byte where all of them fit, whatever they come from: half the bytes of the artifact, and to stream.
+/// Weights in the fewest bits that hold all of them, whatever they come from: fewer bytes of the artifact, and to stream.
 fn pack_const(c: &Const, target: &Target<'_>) -> Const {
     let (k, n) = (c.ty.shape.0[0].size, c.ty.shape.0[1].size);
     let layout = (target.weight_layout)(k, n);
-    let nibbles = Layout::Dot4Nibbles { columns: layout.columns() };
-    let layout = if nibbles.holds(&c.data) { nibbles } else { layout };
+    let layout = Layout::narrowest(layout.columns(), &c.data);
     let data = Bytes::from(layout.pack(k, n, &c.data));
     Const { name: c.name.clone(), ty: c.ty.clone(), layout: Some(layout), data }
 }
