@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use vitc_ir::eval::{Data, Tensor};
-use vitc_ir::{Elem, Module};
-use vitc_passes::quantize::{self, QuantOptions};
+use vitc_ir::{Diagnostic, Diagnostics, Elem, Module};
+use vitc_passes::quantize;
 
 use crate::error::Failure;
 use crate::io::image::{self, Preprocess};
@@ -42,56 +42,72 @@ impl Calibration {
     }
 }
 
-/// Ranges seen, and on how many images.
-pub struct Observed {
-    /// The ranges.
-    pub calibration: quantize::Calibration,
-    /// Images used.
-    pub images: usize,
+/// The calibration input of a module: read once, run through as often as somebody wants to see something else of it.
+pub(crate) struct Feed {
+    sources: Vec<Source>,
+    /// The inputs read so far, in order.
+    read: Vec<Vec<Tensor>>,
+    preprocess: Option<Preprocess>,
+    quiet: bool,
 }
 
-/// Runs the calibration input through a module of stage `shape`.
-pub(crate) fn observe(module: &Module, options: &WalkOptions, quant: &QuantOptions) -> Result<Observed> {
-    let missing = quantize::missing_ranges(module);
-    if options.calibration == Calibration::Given && !missing.is_empty() {
-        return Err(no_ranges(&missing, quantize::is_quantized(module)));
+impl Feed {
+    /// The calibration input for a module of stage `shape`; empty when calibration can tell nothing about it.
+    pub(crate) fn of(module: &Module, options: &WalkOptions) -> Result<Feed> {
+        let missing = quantize::missing_ranges(module);
+        if options.calibration == Calibration::Given && !missing.is_empty() {
+            return Err(no_ranges(&missing, quantize::is_quantized(module)));
+        }
+        let is_idle = options.calibration == Calibration::Given || !quantize::wants_calibration(module);
+        let sources = if is_idle { Vec::new() } else { sources(&options.calibration)? };
+        Ok(Feed { sources, read: Vec::new(), preprocess: preprocess_of(module)?, quiet: options.quiet })
     }
-    if options.calibration == Calibration::Given || !quantize::wants_calibration(module) {
-        return Ok(Observed { calibration: quantize::Calibration::default(), images: 0 });
+
+    /// How many inputs.
+    pub(crate) fn len(&self) -> usize {
+        self.sources.len()
     }
-    let images = sources(&options.calibration)?.len();
-    let mut calibration =
-        pass(module, options, "calibrating", |inputs, progress| quantize::observe(module, inputs, quant, progress))?;
-    if quantize::wants_products(module, quant) {
-        pass(module, options, "measuring products", |inputs, progress| {
-            quantize::observe_products(module, &mut calibration, inputs, quant, progress)
-        })?;
+
+    /// Shows `see` all inputs, under a progress bar that says what for; `see` reports how many are done.
+    pub(crate) fn pass<T>(
+        &mut self,
+        module: &Module,
+        purpose: &'static str,
+        see: impl FnOnce(&mut Inputs<'_>, &mut dyn FnMut(usize)) -> Result<T, Diagnostics>,
+    ) -> Result<T> {
+        let progress = Progress::new(purpose, self.sources.len(), self.quiet);
+        let mut done = 0;
+        let mut inputs = Inputs { feed: self, module, next: 0 };
+        let seen = see(&mut inputs, &mut |n| {
+            progress.advance(n.saturating_sub(done));
+            done = n;
+        });
+        Ok(seen.map_err(|d| Failure::invalid("calibration failed", d))?)
     }
-    Ok(Observed { calibration, images })
 }
 
-type Inputs<'a> = &'a mut dyn Iterator<Item = Result<Vec<Tensor>, vitc_ir::Diagnostic>>;
+/// One pass over the inputs.
+pub(crate) struct Inputs<'a> {
+    feed: &'a mut Feed,
+    module: &'a Module,
+    next: usize,
+}
 
-/// One pass over the calibration input, with a progress bar.
-fn pass<T>(
-    module: &Module,
-    options: &WalkOptions,
-    what: &str,
-    run: impl FnOnce(Inputs<'_>, &mut dyn FnMut(usize)) -> Result<T, vitc_ir::Diagnostics>,
-) -> Result<T> {
-    let preprocess = preprocess_of(module)?;
-    let sources = sources(&options.calibration)?;
-    let progress = Progress::new(what, sources.len(), options.quiet);
-    let mut done = 0;
-    let mut inputs = sources.into_iter().map(|source| {
-        input_of(module, preprocess.as_ref(), &source)
-            .map_err(|e| vitc_ir::Diagnostic::new("calibration", format!("{e:#}")))
-    });
-    let made = run(&mut inputs, &mut |n| {
-        progress.advance(n.saturating_sub(done));
-        done = n;
-    });
-    made.map_err(|d| Failure::invalid("calibration failed", d).into())
+impl Iterator for Inputs<'_> {
+    type Item = Result<Vec<Tensor>, Diagnostic>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.next;
+        self.next += 1;
+        if let Some(known) = self.feed.read.get(at) {
+            return Some(Ok(known.clone()));
+        }
+        let input = input_of(self.module, self.feed.preprocess.as_ref(), self.feed.sources.get(at)?);
+        if let Ok(input) = &input {
+            self.feed.read.push(input.clone());
+        }
+        Some(input.map_err(|e| Diagnostic::new("calibration", format!("{e:#}"))))
+    }
 }
 
 /// What to do without calibration; a quantized model is told which of its values it gives no range.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use vitc_ir::{Module, Stage};
 use vitc_passes::integerize::Nonlinear;
 use vitc_passes::quantize::{Observer, Rounding, Widths};
+use vitc_passes::transform;
 
 use crate::artifact;
 use crate::calibrate::Calibration;
@@ -77,6 +78,12 @@ impl Compiler {
     /// How weights are rounded.
     pub fn rounding(mut self, rounding: Rounding) -> Compiler {
         self.options.rounding = rounding;
+        self
+    }
+
+    /// Which rewrites of the float graph come before quantization.
+    pub fn transforms(mut self, transforms: transform::Choice) -> Compiler {
+        self.options.transforms = transforms;
         self
     }
 

@@ -9,9 +9,10 @@ use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
 use vitc_passes::quantize::{self, Observer, QuantOptions, Rounding, Widths};
+use vitc_passes::transform::{self, Applied};
 use vitc_passes::{fuse, shape};
 
-use crate::calibrate::{self, Calibration};
+use crate::calibrate::{Calibration, Feed, Inputs};
 use crate::error::Failure;
 use crate::io::image::Preprocess;
 
@@ -30,6 +31,8 @@ pub struct WalkOptions {
     pub activations: Widths,
     /// How weights are rounded.
     pub rounding: Rounding,
+    /// Rewrites of the float graph before ranges are taken.
+    pub transforms: transform::Choice,
     /// Integer forms of the nonlinear ops.
     pub nonlinear: Nonlinear,
     /// Threads for calibration. They do not change the result.
@@ -47,6 +50,7 @@ impl Default for WalkOptions {
             weights: Widths::default(),
             activations: Widths::default(),
             rounding: Rounding::default(),
+            transforms: transform::Choice::default(),
             nonlinear: Nonlinear::Auto,
             threads: available_threads(),
             quiet: true,
@@ -64,6 +68,8 @@ pub fn available_threads() -> usize {
 pub struct Journal {
     /// How often each rule of `clean` fired.
     pub cleaned: BTreeMap<String, usize>,
+    /// What the transforms did.
+    pub transformed: Vec<Applied>,
     /// The report of `integerize`.
     pub integerized: Option<Report>,
     /// How often each lane rule fired in `fuse`.
@@ -111,18 +117,7 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
             Ok(module)
         }
         Stage::Clean => shape::run(&module).map_err(unsupported),
-        Stage::Shape => {
-            let quant = QuantOptions {
-                observer: options.observer,
-                weights: options.weights.clone(),
-                activations: options.activations.clone(),
-                rounding: options.rounding,
-                threads: options.threads,
-            };
-            let observed = calibrate::observe(&module, options, &quant)?;
-            journal.calibration_images = observed.images;
-            quantize::run(&module, &observed.calibration, &quant).map_err(unsupported)
-        }
+        Stage::Shape => quantized(module, options, journal),
         Stage::Quantize => {
             let chosen = integerize::Options { nonlinear: options.nonlinear, ..Default::default() };
             let (module, report) = integerize::run(&module, &chosen).map_err(unsupported)?;
@@ -144,6 +139,47 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
         }
         Stage::Plan => Ok(module),
     }
+}
+
+/// Transforms, ranges, and what follows from them.
+fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
+    let unsupported = |d| anyhow::Error::from(Failure::Unsupported(d));
+    let quant = QuantOptions {
+        observer: options.observer,
+        weights: options.weights.clone(),
+        activations: options.activations.clone(),
+        rounding: options.rounding,
+        threads: options.threads,
+    };
+    let mut feed = Feed::of(&module, options)?;
+    journal.calibration_images = feed.len();
+    if feed.len() == 0 {
+        return quantize::run(&module, &quantize::Calibration::default(), &quant).map_err(unsupported);
+    }
+    let module = transformed(module, &mut feed, options, journal)?;
+    let mut seen =
+        feed.pass(&module, "calibrating", |inputs, done| quantize::observe(&module, inputs, &quant, done))?;
+    if quantize::wants_products(&module, &quant) {
+        feed.pass(&module, "measuring products", |inputs, done| {
+            quantize::observe_products(&module, &mut seen, inputs, &quant, done)
+        })?;
+    }
+    quantize::run(&module, &seen, &quant).map_err(unsupported)
+}
+
+fn transformed(module: Module, feed: &mut Feed, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
+    let wanted = transform::wanted(&module, &options.transforms);
+    if wanted.is_empty() {
+        return Ok(module);
+    }
+    let see = |inputs: &mut Inputs<'_>, done: &mut dyn FnMut(usize)| {
+        transform::observe(&module, &wanted, inputs, options.threads, done)
+    };
+    let seen = feed.pass(&module, "looking at channels", see)?;
+    let (module, applied) = transform::run(module, &seen, &options.transforms)
+        .map_err(|d| Failure::invalid("the transforms do not fit the model", d))?;
+    journal.transformed = applied;
+    Ok(module)
 }
 
 /// The preprocessing recorded in a module.

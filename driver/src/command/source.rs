@@ -11,6 +11,7 @@ use vitc_codegen::Tier;
 use vitc_ir::{Module, Stage, text};
 use vitc_passes::integerize::Nonlinear;
 use vitc_passes::quantize::{Observer, Rounding, Width, Widths};
+use vitc_passes::transform::{Choice, Smoothing, Transform};
 
 use super::Global;
 use crate::artifact;
@@ -52,6 +53,14 @@ pub struct CompileFlags {
     /// for matrix products of 6 bits and fewer.
     #[arg(long, value_enum, default_value_t = RoundingFlag::Auto)]
     pub rounding: RoundingFlag,
+    /// Leave a transform out: `smooth` (channels of LayerNorm outputs), `values` (channels of the values of attention),
+    /// `balance` (queries against keys) or `all`; `NAME=PATTERN` leaves it out at these nodes only. May be repeated.
+    #[arg(long, value_name = "NAME[=PATTERN]", value_parser = parse_without)]
+    pub without: Vec<Without>,
+    /// How LayerNorm outputs are smoothed: factor and centre of every channel (`sq-b`, MPTQ-ViT), factors only
+    /// (`smoothquant`), or the whole range of every channel (`repq`).
+    #[arg(long, value_enum, default_value_t = SmoothingFlag::SqB)]
+    pub smoothing: SmoothingFlag,
     /// Integer forms of GELU, softmax and LayerNorm: the cheapest within the error budget, or the published shift forms.
     #[arg(long, value_enum, default_value_t = NonlinearFlag::Auto)]
     pub nonlinear: NonlinearFlag,
@@ -122,6 +131,42 @@ impl From<RoundingFlag> for Rounding {
             RoundingFlag::Auto => Rounding::Auto,
             RoundingFlag::Nearest => Rounding::Nearest,
             RoundingFlag::Gptq => Rounding::Gptq,
+        }
+    }
+}
+
+/// What `--without` leaves out, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Without(Vec<(Transform, String)>);
+
+fn parse_without(text: &str) -> Result<Without, String> {
+    let (word, pattern) = text.split_once('=').unwrap_or((text, "*"));
+    let all = Transform::WORDS.iter().filter(|(_, w)| *w == word || word == "all");
+    let left_out: Vec<_> = all.map(|(t, _)| (*t, pattern.to_string())).collect();
+    if left_out.is_empty() {
+        let words = Transform::WORDS.map(|(_, w)| w).join(", ");
+        return Err(format!("there is no transform `{word}`; there are {words} and all"));
+    }
+    Ok(Without(left_out))
+}
+
+/// `--smoothing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SmoothingFlag {
+    /// Factor and centre.
+    SqB,
+    /// Factors only.
+    Smoothquant,
+    /// The whole range of every channel.
+    Repq,
+}
+
+impl From<SmoothingFlag> for Smoothing {
+    fn from(flag: SmoothingFlag) -> Smoothing {
+        match flag {
+            SmoothingFlag::SqB => Smoothing::SqB,
+            SmoothingFlag::Smoothquant => Smoothing::SmoothQuant,
+            SmoothingFlag::Repq => Smoothing::RepQ,
         }
     }
 }
@@ -198,6 +243,10 @@ impl CompileFlags {
             .weights(widths(&self.weight_bits))
             .activations(widths(&self.activation_bits))
             .rounding(self.rounding.into())
+            .transforms(Choice {
+                without: self.without.iter().flat_map(|w| w.0.clone()).collect(),
+                smoothing: self.smoothing.into(),
+            })
             .nonlinear(self.nonlinear.into())
             .threads(self.thread_count())
             .progress(!global.quiet && !global.json);

@@ -17,7 +17,7 @@ mod rounding;
 mod sites;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod weights;
 mod widths;
 
@@ -27,6 +27,7 @@ use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 
 pub use observe::{Calibration, observe};
 pub use rounding::{Rounding, observe_products, wants_products};
+pub(crate) use stream::stream;
 pub use widths::{Width, Widths};
 
 /// How the range of an activation is chosen from what was seen.

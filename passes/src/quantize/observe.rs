@@ -97,7 +97,7 @@ pub fn observe(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Calibration, Diagnostics> {
     let (wanted, histograms) = (wanted(module), options.wants_histograms());
-    let see = |calibration: &mut Calibration, v: ValueId, tensor: &Tensor| {
+    let see = |calibration: &mut Calibration, _: usize, v: ValueId, tensor: &Tensor| {
         if let (true, Data::F32(values)) = (wanted[v.0 as usize], &tensor.data) {
             calibration.add(v, Seen::of(values, histograms));
         }

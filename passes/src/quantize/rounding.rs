@@ -64,7 +64,7 @@ pub fn observe_products(
             wanted.insert(x, (grid, Mutex::new(Gram::new(k))));
         }
     }
-    let see = |_: &mut (), v: ValueId, tensor: &Tensor| {
+    let see = |_: &mut (), _: usize, v: ValueId, tensor: &Tensor| {
         if let (Some((grid, gram)), Data::F32(values)) = (wanted.get(&v), &tensor.data) {
             let ints = on_grid(values, grid);
             // a panic of another worker ends the whole pass

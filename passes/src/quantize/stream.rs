@@ -12,14 +12,14 @@ struct Share<S> {
     fault: Option<(usize, Diagnostic)>,
 }
 
-/// Runs inputs through a module and shows every value to `see`, with the state of the worker at hand; the states and the
-/// number of inputs. Which worker sees which input is left to chance, so states must be merged alike in any order. `progress`
+/// Runs inputs through a module and shows every value to `see`, with the state of the worker at hand and the number of the
+/// input; returns the states and how many inputs there were. Which worker sees which input is left to chance, so states must be merged alike in any order. `progress`
 /// is told how many inputs are done. The first faulty input ends it with an error, and so does having none.
 pub(crate) fn stream<S: Send>(
     module: &Module,
     inputs: impl Iterator<Item = Result<Vec<Tensor>, Diagnostic>>,
     threads: usize,
-    (start, see): (impl Fn() -> S + Sync, impl Fn(&mut S, ValueId, &Tensor) + Sync),
+    (start, see): (impl Fn() -> S + Sync, impl Fn(&mut S, usize, ValueId, &Tensor) + Sync),
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<S>, usize), Diagnostics> {
     let threads = threads.max(1);
@@ -83,14 +83,14 @@ fn work<S>(
     module: &Module,
     receive: &Mutex<mpsc::Receiver<(usize, Vec<Tensor>)>>,
     state: S,
-    see: &impl Fn(&mut S, ValueId, &Tensor),
+    see: &impl Fn(&mut S, usize, ValueId, &Tensor),
     report: &mpsc::Sender<()>,
 ) -> Share<S> {
     let mut share = Share { state, inputs: 0, fault: None };
     loop {
         let next = receive.lock().map(|r| r.recv());
         let Ok(Ok((i, input))) = next else { return share };
-        match eval::trace(module, &input, &mut |v, tensor| see(&mut share.state, v, tensor)) {
+        match eval::trace(module, &input, &mut |v, tensor| see(&mut share.state, i, v, tensor)) {
             Ok(_) => share.inputs += 1,
             Err(problem) if share.fault.as_ref().is_none_or(|(j, _)| i < *j) => share.fault = Some((i, problem)),
             Err(_) => {}

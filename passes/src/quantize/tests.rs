@@ -39,7 +39,7 @@ fn block(b: &mut Build, x: ValueId) -> ValueId {
 }
 
 /// A small Vision Transformer of two blocks over nine patches and a class token.
-fn transformer(options: &CleanOptions, pads: [usize; 4]) -> Module {
+pub(crate) fn transformer(options: &CleanOptions, pads: [usize; 4]) -> Module {
     let mut b = Build::new(5);
     let size = 12 - pads[0] - pads[2];
     let image = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, size, size])));
@@ -63,7 +63,7 @@ fn transformer(options: &CleanOptions, pads: [usize; 4]) -> Module {
     crate::shape::run(&cleaned).unwrap()
 }
 
-fn pixel_options() -> CleanOptions {
+pub(crate) fn pixel_options() -> CleanOptions {
     CleanOptions { pixels: Some(Pixels { mean: vec![0.5, 0.45, 0.4], std: vec![0.23, 0.22, 0.24] }) }
 }
 

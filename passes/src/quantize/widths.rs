@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use vitc_ir::{Module, Op, ValueId};
 
 use super::sites::{self, Demand, Role, Sites};
+use crate::pattern::matches;
 
 /// Bits of an integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,16 +84,6 @@ impl Widths {
     }
 }
 
-/// Whether a name is one of a pattern, in which `*` stands for any characters.
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, rest)) => name.strip_prefix(head).is_some_and(|tail| {
-            tail.char_indices().map(|(i, _)| i).chain([tail.len()]).any(|i| matches(rest, &tail[i..]))
-        }),
-    }
-}
-
 /// Whether a node multiplies matrices.
 pub(crate) fn is_product(op: &Op) -> bool {
     matches!(op, Op::MatMul {} | Op::Conv2d { .. } | Op::LinearAttention { .. })
@@ -151,18 +142,6 @@ mod tests {
 
     #[test]
     fn patterns_choose_by_name_and_the_last_one_counts() {
-        for (pattern, name, expected) in [
-            ("*", "", true),
-            ("/head", "/head", true),
-            ("/head", "/head/MatMul", false),
-            ("/blocks.*/mlp/*", "/blocks.11/mlp/fc1/MatMul", true),
-            ("/blocks.*/mlp/*", "/blocks.11/attn/qkv/MatMul", false),
-            ("*fc2*", "/blocks.0/mlp/fc2/MatMul", true),
-            ("*a*b", "xaayb", true),
-            ("*a*b", "xaaybc", false),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
         let of = vec![("*mlp*".to_string(), Width(4)), ("*fc2*".to_string(), Width(3))];
         let widths = Widths { default: Width::EIGHT, of };
         assert_eq!([widths.at("/mlp/fc1"), widths.at("/mlp/fc2"), widths.at("/qkv")], [Width(4), Width(3), Width(8)]);
