@@ -8,7 +8,7 @@ use vitc_ir::{Module, Stage, verify};
 use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
-use vitc_passes::quantize::{self, Observer, QuantOptions, Rounding, Widths};
+use vitc_passes::quantize::{self, Observer, Placed, QuantOptions, Rounding, Widths};
 use vitc_passes::transform::{self, Applied};
 use vitc_passes::{fuse, shape};
 
@@ -70,6 +70,10 @@ pub struct Journal {
     pub cleaned: BTreeMap<String, usize>,
     /// What the transforms did.
     pub transformed: Vec<Applied>,
+    /// The float graph that was quantized: of stage `shape`, after the transforms; values have the ids that they had before.
+    pub float: Option<Module>,
+    /// What every activation became.
+    pub quantized: Vec<Placed>,
     /// The report of `integerize`.
     pub integerized: Option<Report>,
     /// How often each lane rule fired in `fuse`.
@@ -143,7 +147,6 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
 
 /// Transforms, ranges, and what follows from them.
 fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
-    let unsupported = |d| anyhow::Error::from(Failure::Unsupported(d));
     let quant = QuantOptions {
         observer: options.observer,
         weights: options.weights.clone(),
@@ -154,7 +157,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
     let mut feed = Feed::of(&module, options)?;
     journal.calibration_images = feed.len();
     if feed.len() == 0 {
-        return quantize::run(&module, &quantize::Calibration::default(), &quant).map_err(unsupported);
+        return placed(module, &quantize::Calibration::default(), &quant, journal);
     }
     let module = transformed(module, &mut feed, options, journal)?;
     let mut seen =
@@ -164,7 +167,14 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
             quantize::observe_products(&module, &mut seen, inputs, &quant, done)
         })?;
     }
-    quantize::run(&module, &seen, &quant).map_err(unsupported)
+    placed(module, &seen, &quant, journal)
+}
+
+fn placed(module: Module, seen: &quantize::Calibration, quant: &QuantOptions, journal: &mut Journal) -> Result<Module> {
+    let unsupported = |d| anyhow::Error::from(Failure::Unsupported(d));
+    let (quantized, placed) = quantize::run_placing(&module, seen, quant).map_err(unsupported)?;
+    (journal.float, journal.quantized) = (Some(module), placed);
+    Ok(quantized)
 }
 
 fn transformed(module: Module, feed: &mut Feed, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {

@@ -136,6 +136,8 @@ impl Lowering<'_> {
                 rebuild.map.insert(*value, new);
             }
         }
+        let computed = classes.iter().filter_map(|(v, id)| Some((*v, *rebuild.done.get(&egraph.find(*id))?)));
+        self.report.values.extend(computed);
         self.mark_chosen(&egraph, before);
     }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use vitc_ir::ValueId;
+
 /// A form that a nonlinear site could take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
@@ -72,4 +74,6 @@ pub struct Report {
     pub accumulators: Vec<Accumulator>,
     /// Saturation, region by region.
     pub regions: Vec<Region>,
+    /// Where values of the source are in the result, those that are computed there at all: integers by the same integers.
+    pub values: BTreeMap<ValueId, ValueId>,
 }

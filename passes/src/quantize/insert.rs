@@ -9,17 +9,18 @@ use super::QuantOptions;
 use super::float_weights::FloatWeights;
 use super::given::{self, Grid};
 use super::rounding::RoundedBias;
-use super::sites::{self, Demand, Role, Sites, demand};
+use super::sites::{self, Demand, Role, Site, Sites, demand};
 use super::widths::{self, Width};
 
-/// Inserts quantization; `grids` holds one for each group of sites, `rounded` the weights that are rounded already.
+/// Inserts quantization; `grids` holds one for each group of sites, `rounded` the weights that are rounded already. Tells too
+/// where every site is in the new module.
 pub(crate) fn insert(
     module: &Module,
     sites: &Sites,
     grids: &BTreeMap<usize, Grid>,
     rounded: BTreeMap<usize, RoundedBias>,
     options: &QuantOptions,
-) -> Result<Module, Diagnostic> {
+) -> Result<(Module, BTreeMap<Site, ValueId>), Diagnostic> {
     let to = module.successor(Stage::Quantize);
     let (plain, integer) = (BTreeMap::new(), BTreeMap::new());
     let mut insert = Insert { from: module, sites, grids, rounded, options, to, plain, integer };
@@ -35,7 +36,7 @@ pub(crate) fn insert(
         };
         insert.to.output(output.name.clone(), v);
     }
-    Ok(insert.to)
+    Ok((insert.to, insert.integer))
 }
 
 struct Insert<'a> {
@@ -49,7 +50,7 @@ struct Insert<'a> {
     /// Float values of the old module in the new one.
     plain: BTreeMap<ValueId, ValueId>,
     /// Quantized and dequantized values by role.
-    integer: BTreeMap<(ValueId, Role), ValueId>,
+    integer: BTreeMap<Site, ValueId>,
 }
 
 impl Insert<'_> {

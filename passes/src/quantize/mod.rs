@@ -12,6 +12,7 @@ mod gram;
 mod histogram;
 mod insert;
 mod observe;
+mod placed;
 mod range;
 mod rounding;
 mod sites;
@@ -26,6 +27,7 @@ use std::collections::BTreeSet;
 use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 
 pub use observe::{Calibration, observe};
+pub use placed::Placed;
 pub use rounding::{Rounding, observe_products, wants_products};
 pub(crate) use stream::stream;
 pub use widths::{Width, Widths};
@@ -81,13 +83,22 @@ impl QuantOptions {
 
 /// Quantizes a module of stage `shape` with the ranges that [`observe`] saw on it.
 pub fn run(module: &Module, calibration: &Calibration, options: &QuantOptions) -> Result<Module, Diagnostics> {
+    run_placing(module, calibration, options).map(|(module, _)| module)
+}
+
+/// [`run`] that tells too what every activation became.
+pub fn run_placing(
+    module: &Module,
+    calibration: &Calibration,
+    options: &QuantOptions,
+) -> Result<(Module, Vec<Placed>), Diagnostics> {
     check_patterns(module, options)?;
     let sites = sites::Sites::of(module);
     let grids = range::decide(module, &sites, calibration, options)?;
     let rounded = rounding::round(module, &sites, &grids, calibration, options)?;
-    let mut quantized = insert::insert(module, &sites, &grids, rounded, options).map_err(Diagnostics::from)?;
+    let (mut quantized, integer) = insert::insert(module, &sites, &grids, rounded, options)?;
     note(module, &sites, &mut quantized);
-    Ok(quantized)
+    Ok((quantized, placed::all(module, &sites, &grids, &integer)))
 }
 
 /// Key of the note of how many values of a quantized model keep the model's quantization.

@@ -26,6 +26,15 @@ impl Role {
             Role::Wide => Elem::I16,
         }
     }
+
+    /// The word for it in reports.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Role::Unsigned => "unsigned",
+            Role::Signed => "signed",
+            Role::Wide => "wide",
+        }
+    }
 }
 
 /// What an operand must be.
