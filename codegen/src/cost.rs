@@ -12,6 +12,8 @@ use crate::isa::Tier;
 /// A core, in cycles and bytes. Rates are those of products with their loads, not of bare instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Core {
+    /// Clock in GHz.
+    pub clock_ghz: f64,
     /// Second-level cache.
     pub l2: usize,
     /// A core's share of the last-level cache.
@@ -28,8 +30,9 @@ pub(crate) struct Core {
     pub barrier: f64,
 }
 
-/// Granite Rapids, of which the tile unit's figures are: 16 x 64 x 384 in 450 cycles, 30 GB/s of cache and 15 of memory.
+/// Granite Rapids, of which the tile unit's figures are: 16 x 64 x 384 in 450 cycles, 30 GB/s of cache and 15 of memory, so at 2.7 GHz.
 const TILES: Core = Core {
+    clock_ghz: 2.7,
     l2: 2 << 20,
     near: 16 << 20,
     tile_macs: 870.0,
@@ -42,6 +45,7 @@ const TILES: Core = Core {
 
 /// Zen 4, measured: 228 G multiply-accumulates a second at 3.6 GHz, 21 GB/s of memory.
 const VECTORS: Core = Core {
+    clock_ghz: 3.6,
     l2: 1 << 20,
     near: 16 << 20,
     tile_macs: 0.0,
@@ -194,7 +198,7 @@ impl Core {
 
     /// Cycles of a product that reads its weights from the last-level cache or, if they are too many, from memory: products and
     /// reading go on at the same time.
-    fn pass(&self, unit: Unit, sizes: Sizes, threads: usize) -> f64 {
+    pub(crate) fn pass(&self, unit: Unit, sizes: Sizes, threads: usize) -> f64 {
         let bytes = sizes.k * sizes.n;
         // Two threads of ours get half as much again from memory as one.
         let memory = self.memory_bytes * if threads > 1 { 0.75 } else { 1.0 };

@@ -26,6 +26,7 @@ mod map;
 mod operand;
 mod peak;
 mod plan;
+mod predict;
 mod rows;
 mod sum;
 mod view;
@@ -40,6 +41,7 @@ pub use gemm::weight_layout;
 pub use isa::Tier;
 pub use kernel::Kernel;
 pub use peak::{Peak, peak};
+pub use predict::{Predicted, Prediction, predict};
 pub use view::{is_row_view_supported, is_view_supported};
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod guarded;
 mod linear;
 mod movement;
 mod nibbles;
+mod predict;
 mod products;
 mod regions;
 mod rows;
