@@ -227,7 +227,7 @@ fn prepare(preprocess: &Preprocess, reference: Option<&Reference>, labelled: &La
 }
 
 /// `work` on every item, on several threads; results in the order of the items.
-fn parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(crate) fn parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let worker = || {
         let take = || {

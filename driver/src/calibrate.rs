@@ -110,6 +110,20 @@ impl Iterator for Inputs<'_> {
     }
 }
 
+/// At most `most` calibration inputs of a module, spread evenly, and whether they are noise: where calibration is given none, they
+/// are.
+pub(crate) fn sample(module: &Module, calibration: &Calibration, most: usize) -> Result<(Vec<Vec<Tensor>>, bool)> {
+    let is_noise = !matches!(calibration, Calibration::Images { .. });
+    let sources = match calibration {
+        Calibration::Given => sources(&Calibration::Synthetic { images: most })?,
+        known => sources(known)?,
+    };
+    let preprocess = preprocess_of(module)?;
+    let chosen = every_nth(sources, most);
+    let inputs = chosen.iter().map(|source| input_of(module, preprocess.as_ref(), source)).collect::<Result<_>>()?;
+    Ok((inputs, is_noise))
+}
+
 /// What to do without calibration; a quantized model is told which of its values it gives no range.
 fn no_ranges(missing: &[String], quantized: bool) -> anyhow::Error {
     const ADVICE: &str = "calibration needs images: give --calibrate DIR with a few dozen typical images, or --calibrate synthetic for timing only";
@@ -124,6 +138,7 @@ fn no_ranges(missing: &[String], quantized: bool) -> anyhow::Error {
     anyhow::anyhow!("{ADVICE}; the model is quantized, but gives these {} values no range:{list}", missing.len())
 }
 
+#[derive(Clone)]
 enum Source {
     File(PathBuf),
     Noise(u64),
@@ -143,13 +158,13 @@ fn sources(calibration: &Calibration) -> Result<Vec<Source>> {
     }
 }
 
-/// At most `limit` files spread evenly over the folder, so that a folder sorted by class is not sampled from one end.
-fn every_nth(files: Vec<PathBuf>, limit: usize) -> Vec<PathBuf> {
-    let count = files.len();
+/// At most `limit` of what is there, spread evenly, so that a folder sorted by class is not sampled from one end.
+fn every_nth<T: Clone>(all: Vec<T>, limit: usize) -> Vec<T> {
+    let count = all.len();
     if count <= limit {
-        return files;
+        return all;
     }
-    (0..limit).map(|i| files[i * count / limit].clone()).collect()
+    (0..limit).map(|i| all[i * count / limit].clone()).collect()
 }
 
 fn input_of(module: &Module, preprocess: Option<&Preprocess>, source: &Source) -> Result<Vec<Tensor>> {

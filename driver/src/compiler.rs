@@ -124,16 +124,34 @@ impl Compiler {
 
     /// Takes a module of any stage to a later one.
     pub fn advance(&self, module: Module, to: Stage) -> Result<(Module, Journal)> {
+        let options = self.options_for(&module)?;
+        let mut journal = Journal::default();
+        let module = walk::advance(module, to, &options, &mut journal)?;
+        Ok((module, journal))
+    }
+
+    /// Compiles a module of any stage and shows it at every stage on the way.
+    pub(crate) fn compile_showing(&self, mut module: Module, show: &mut dyn FnMut(&Module)) -> Result<Compiled> {
+        let options = self.options_for(&module)?;
+        let mut journal = Journal::default();
+        let (from, stages) = (module.stage, Stage::WORDS.map(|(stage, _)| stage));
+        for to in stages.into_iter().filter(|&stage| stage >= from) {
+            module = walk::advance(module, to, &options, &mut journal)?;
+            show(&module);
+        }
+        Ok(Compiled { module, journal, tuning: Found::Nothing })
+    }
+
+    /// The options for a module, the preprocessing filled in.
+    pub(crate) fn options_for(&self, module: &Module) -> Result<WalkOptions> {
         let mut options = self.options.clone();
         if options.preprocess.is_none() {
-            options.preprocess = default_preprocess(&module);
+            options.preprocess = default_preprocess(module);
         }
         if let Some(p) = &options.preprocess {
             p.validate().context("the preprocessing is not valid")?;
         }
-        let mut journal = Journal::default();
-        let module = walk::advance(module, to, &options, &mut journal)?;
-        Ok((module, journal))
+        Ok(options)
     }
 }
 

@@ -22,6 +22,7 @@ pub mod compiler;
 pub mod error;
 pub mod io;
 pub mod model;
+pub mod report;
 pub mod tuning;
 pub mod walk;
 

@@ -5,15 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
-use vitc_ir::Stage;
+use vitc_codegen::Tier;
+use vitc_ir::{Module, Stage};
 
 use super::source::{self, CompileFlags, SYNTHETIC};
 use super::{Global, note, preprocess_cell, say};
+use crate::accuracy::{Reference, Score, evaluate};
 use crate::artifact;
 use crate::compiler::Compiled;
 use crate::io::atomic::{check_writable, write_atomically};
+use crate::io::labels::{Labelled, read_labels};
+use crate::io::progress::Progress;
 use crate::io::table::{Cell, Record};
-use crate::model::Emitted;
+use crate::model::{Emitted, Model};
+use crate::report::{self, Kept};
 use crate::tuning::Found;
 use crate::walk::{Journal, preprocess_of};
 
@@ -24,9 +29,15 @@ use crate::walk::{Journal, preprocess_of};
   vitc compile vit.onnx --calibrate images/ --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 -o vit.vitc
   vitc compile deit.onnx --calibrate images/ --nonlinear shift -o deit-shift.vitc    the published shift forms
   vitc compile deit.onnx --calibrate synthetic -o deit.vitc                          without images, for timing only
+  vitc compile deit.onnx --calibrate images/ -o deit.vitc --report deit.html         and where precision is lost
 
 The artifact holds the integer plan, the packed weights, the quantization and the preprocessing; machine code is
-emitted when it is loaded, so one file serves every machine. The same model and images give the same bytes.")]
+emitted when it is loaded, so one file serves every machine. The same model and images give the same bytes.
+
+The report tells for every quantized activation its range, its histogram and its signal-to-noise ratio against the float
+graph, from plain min-max through each transform to the integers; what the transforms did, which integer forms were
+taken, bits of weights, predicted size and time, and with --report-images accuracy. The page needs nothing but itself;
+the same as JSON is for programs. It takes about as long as compiling once more for every transform.")]
 pub struct Args {
     /// The model: ONNX, or a `.vir` text of any stage.
     model: PathBuf,
@@ -34,22 +45,56 @@ pub struct Args {
     #[arg(short, long, value_name = "A.vitc")]
     output: PathBuf,
     #[command(flatten)]
+    report: ReportFlags,
+    #[command(flatten)]
     flags: CompileFlags,
+}
+
+/// What is to be reported of the quantization.
+#[derive(Clone, Debug, clap::Args)]
+struct ReportFlags {
+    /// Write a report of the quantization: a page (`.html`) or data (`.json`), by the extension. May be repeated.
+    #[arg(long = "report", value_name = "R.html|R.json")]
+    to: Vec<PathBuf>,
+    /// Report accuracy on labelled images of this folder.
+    #[arg(long = "report-images", value_name = "DIR", requires_all = ["to", "labels"])]
+    images: Option<PathBuf>,
+    /// Their classes: a file with `file class` per line.
+    #[arg(long = "report-labels", value_name = "FILE", requires = "images")]
+    labels: Option<PathBuf>,
+}
+
+impl ReportFlags {
+    /// Fails where writing would fail, before the long work.
+    fn check(&self) -> Result<()> {
+        self.to.iter().try_for_each(|path| report::Format::of(path).and_then(|_| check_writable(path)))
+    }
+
+    /// The labelled images.
+    fn images(&self) -> Result<Option<Vec<Labelled>>> {
+        let both = self.images.as_ref().zip(self.labels.as_ref());
+        both.map(|(images, labels)| read_labels(labels, images)).transpose()
+    }
 }
 
 /// Runs the verb.
 pub fn run(args: Args, global: Global) -> Result<u8> {
     check_output(&args)?;
-    let tier = args.flags.tier()?;
+    args.report.check()?;
+    let (tier, images) = (args.flags.tier()?, args.report.images()?);
     let started = Instant::now();
-    let (compiled, import) = compile(&args, global)?;
+    let mut kept = Kept::default();
+    let (compiled, import) = compile(&args, global, &mut |module| kept.keep(module))?;
     let emitting = Instant::now();
     let emitted = Emitted::of(&compiled.module, tier)?;
     let emit = emitting.elapsed();
     let bytes = artifact::to_bytes(&compiled.module)?;
     write_atomically(&args.output, |w| Ok(w.write_all(&bytes)?))?;
     let times = stage_times(import, &compiled.journal, emit, started.elapsed());
-    say(&report(&args, &compiled, &emitted, &bytes, &times)?.render(global.json))?;
+    if !args.report.to.is_empty() {
+        write_report(&args, global, images, &Outcome { kept: &kept, compiled: &compiled, tier, bytes: bytes.len() })?;
+    }
+    say(&record(&args, &compiled, &emitted, &bytes, &times)?.render(global.json))?;
     if args.flags.synthetic() && compiled.journal.calibration_images > 0 {
         note(global, SYNTHETIC);
     }
@@ -68,15 +113,62 @@ fn check_output(args: &Args) -> Result<()> {
     check_writable(&args.output)
 }
 
-/// The plan, and the time that reading the model took.
-fn compile(args: &Args, global: Global) -> Result<(Compiled, Duration)> {
+/// The plan, and the time that reading the model took; every stage on the way is shown.
+fn compile(args: &Args, global: Global, show: &mut dyn FnMut(&Module)) -> Result<(Compiled, Duration)> {
     let started = Instant::now();
     let module = source::read(&args.model)?;
     let import = started.elapsed();
+    if !args.report.to.is_empty() && module.stage > Stage::Shape {
+        let (shown, stage) = (args.model.display(), module.stage.word());
+        bail!("'{shown}' is at stage {stage} already; a report compares with the float graph: give the ONNX model");
+    }
     if module.stage == Stage::Plan {
         return Ok((Compiled { module, journal: Journal::default(), tuning: Found::Nothing }, import));
     }
-    Ok((args.flags.compiler(&module, global)?.compile(module)?, import))
+    Ok((args.flags.compiler(&module, global)?.compile_showing(module, show)?, import))
+}
+
+/// What a report is made of.
+struct Outcome<'a> {
+    kept: &'a Kept,
+    compiled: &'a Compiled,
+    tier: Tier,
+    bytes: usize,
+}
+
+fn write_report(args: &Args, global: Global, images: Option<Vec<Labelled>>, outcome: &Outcome<'_>) -> Result<()> {
+    let Outcome { kept, compiled, tier, bytes } = *outcome;
+    let module = source::read(&args.model)?;
+    let options = args.flags.compiler(&module, global)?.options_for(&module)?;
+    let score = images.map(|images| score(args, global, module, &images, outcome)).transpose()?;
+    let request = report::Request {
+        file: &args.model.display().to_string(),
+        settings: args.flags.settings(),
+        options: &options,
+        kept,
+        compiled,
+        artifact_bytes: bytes,
+        tier,
+        score: score.as_ref(),
+    };
+    let report = request.report()?;
+    args.report.to.iter().try_for_each(|path| report::write(&report, path))
+}
+
+/// Accuracy beside the float graph, which a model that was read as such has.
+fn score(
+    args: &Args,
+    global: Global,
+    float: Module,
+    images: &[Labelled],
+    Outcome { compiled, tier, .. }: &Outcome<'_>,
+) -> Result<Score> {
+    let threads = args.flags.thread_count();
+    let mut model = Model::load_on(compiled, threads, *tier)?;
+    let preprocess = model.image_input()?.clone();
+    let reference = (float.stage == Stage::Import).then(|| Reference::of(float, &preprocess)).transpose()?;
+    let progress = Progress::new("evaluating", images.len(), global.quiet || global.json);
+    evaluate(&mut model, reference.as_ref(), images, threads, &progress)
 }
 
 type Times = Vec<(&'static str, Duration)>;
@@ -88,7 +180,7 @@ fn stage_times(import: Duration, journal: &Journal, emit: Duration, total: Durat
     times
 }
 
-fn report(args: &Args, compiled: &Compiled, emitted: &Emitted, bytes: &[u8], times: &Times) -> Result<Record> {
+fn record(args: &Args, compiled: &Compiled, emitted: &Emitted, bytes: &[u8], times: &Times) -> Result<Record> {
     let module = &compiled.module;
     let mut record = Record::new();
     record

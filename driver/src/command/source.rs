@@ -1,6 +1,7 @@
 //! Where a model comes from: an ONNX file, a `.vir` text or a `.vitc` artifact, with the flags that decide how the first two
 //! are compiled.
 
+use std::fmt::{self, Display, Formatter};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::compiler::{Compiled, Compiler};
 use crate::error::Failure;
 use crate::io::image::{Filter, Preprocess};
 use crate::model::Model;
+use crate::report::data::Setting;
 use crate::tuning::Found;
 use crate::walk::{Journal, available_threads};
 
@@ -73,6 +75,14 @@ pub struct CompileFlags {
     /// How images become the input.
     #[command(flatten)]
     pub image: ImageFlags,
+}
+
+/// Values of a flag that may be repeated.
+fn listed(values: &[impl ToString], none: &str) -> String {
+    match values {
+        [] => none.into(),
+        some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    }
 }
 
 /// How images become the model's input. What is not given is ImageNet's at the model's input size.
@@ -171,6 +181,13 @@ impl From<SmoothingFlag> for Smoothing {
     }
 }
 
+impl Display for Without {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let all = self.0.iter().map(|(t, pattern)| format!("{}={pattern}", t.word()));
+        f.write_str(&all.collect::<Vec<_>>().join(" "))
+    }
+}
+
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
     let side = |s: &str| {
         s.parse::<usize>().ok().filter(|&n| n > 0).ok_or_else(|| format!("`{text}` is not SIDE or HEIGHTxWIDTH"))
@@ -200,6 +217,15 @@ pub struct Bits {
     width: Width,
 }
 
+fn observer_word(observer: Observer) -> String {
+    match observer {
+        Observer::Auto => "auto".into(),
+        Observer::MinMax => "min-max".into(),
+        Observer::Mse => "mse".into(),
+        Observer::Percentile(p) => format!("percentile:{p}"),
+    }
+}
+
 fn parse_weight_bits(text: &str) -> Result<Bits, String> {
     parse_bits(text, Width::of_weights, "2, 3, 4, 5, 6 or 8")
 }
@@ -216,6 +242,13 @@ fn parse_bits(text: &str, width: fn(u32) -> Option<Width>, known: &str) -> Resul
     let width = bits.parse().ok().and_then(width);
     let width = width.ok_or_else(|| format!("expected BITS or PATTERN=BITS with BITS of {known}"))?;
     Ok(Bits { pattern, width })
+}
+
+impl Display for Bits {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let bits = self.width.bits();
+        self.pattern.as_ref().map_or(write!(f, "{bits}"), |pattern| write!(f, "{pattern}={bits}"))
+    }
 }
 
 /// The flags as one choice; the last number without a pattern is for what no pattern matches.
@@ -257,6 +290,25 @@ impl CompileFlags {
             compiler = compiler.calibration(self.calibration());
         }
         Ok(compiler)
+    }
+
+    /// The choices that decide what is computed, in words; those that only say how fast are not among them.
+    pub(super) fn settings(&self) -> Vec<Setting> {
+        let CompileFlags { calibrate, calibrate_images, observer, weight_bits, activation_bits, rounding, .. } = self;
+        let CompileFlags { without, smoothing, nonlinear, tier: _, threads: _, image: _, .. } = self;
+        let word = |flag: Option<clap::builder::PossibleValue>| flag.map_or_else(String::new, |v| v.get_name().into());
+        let settings = [
+            ("calibrate", calibrate.clone().unwrap_or_else(|| "nothing".into())),
+            ("calibrate-images", calibrate_images.to_string()),
+            ("observer", observer_word(*observer)),
+            ("weight-bits", listed(weight_bits, "8")),
+            ("activation-bits", listed(activation_bits, "8")),
+            ("rounding", word(rounding.to_possible_value())),
+            ("without", listed(without, "nothing")),
+            ("smoothing", word(smoothing.to_possible_value())),
+            ("nonlinear", word(nonlinear.to_possible_value())),
+        ];
+        settings.map(|(flag, value)| Setting { flag: flag.into(), value }).into()
     }
 
     fn calibration(&self) -> Calibration {
