@@ -56,8 +56,10 @@ fn streamed_nibbles_take_half_the_memory() {
         m.output("y", y);
         let of = |nibbles| compile(&m, &Options { tier, nibbles, ..Options::default() }).unwrap();
         let (streamed, unpacked) = (of(Nibbles::Streamed), of(Nibbles::Unpacked));
-        let bytes = |c: &crate::Compiled| (*c.parts.consts).as_ref().len();
-        assert_eq!(bytes(&unpacked) - bytes(&streamed), 768 * 256 / 2);
+        // weights that happen to lie at an aligned address are used there, and what is behind them in the pool moves up
+        let stored = |c: &crate::Compiled| c.parts.stored.iter().map(|s| (**s).as_ref().len()).sum::<usize>();
+        let bytes = |c: &crate::Compiled| (*c.parts.consts).as_ref().len() + stored(c);
+        assert!((bytes(&unpacked) - bytes(&streamed)).abs_diff(768 * 256 / 2) <= 64);
         assert!(streamed.kernels.iter().any(|k| k.name.starts_with("gemm_u8s4")));
         assert!(unpacked.kernels.iter().all(|k| !k.name.starts_with("gemm_u8s4")));
     }
