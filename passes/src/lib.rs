@@ -7,6 +7,7 @@
 pub mod clean;
 pub mod fuse;
 pub mod integerize;
+pub mod mixed;
 mod pattern;
 pub mod plan;
 pub mod quantize;

@@ -76,6 +76,15 @@ impl FloatWeights {
         }
     }
 
+    /// Undoes [`FloatWeights::divide_by_deviation`].
+    pub(crate) fn multiply_by_deviation(&mut self, normalize: &Node) {
+        let Op::Normalize { std, .. } = &normalize.op else { return };
+        for i in 0..self.values.len() {
+            let factor = 255.0 * std[self.input_channel(i)].0;
+            self.values[i] = (f64::from(self.values[i]) * factor) as f32;
+        }
+    }
+
     /// The bias less what the weights, as quantized, make of the mean image: so their rounding errors act on deviations
     /// from the mean, not on whole pixels.
     pub(crate) fn bias_without_mean(&self, normalize: &Node, found: &weights::Weights) -> Vec<f32> {

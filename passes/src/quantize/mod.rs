@@ -6,11 +6,12 @@
 //! evaluates to is what the integer graph will compute, up to the integer forms of the nonlinear ops.
 
 mod float_weights;
-mod given;
+pub(crate) mod given;
 mod gptq;
 mod gram;
 mod histogram;
 mod insert;
+pub(crate) mod narrow;
 mod observe;
 mod placed;
 mod range;
@@ -20,7 +21,7 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 mod weights;
-mod widths;
+pub(crate) mod widths;
 
 use std::collections::BTreeSet;
 
@@ -30,6 +31,7 @@ pub use observe::{Calibration, observe};
 pub use placed::Placed;
 pub use rounding::{Rounding, observe_products, wants_products};
 pub(crate) use stream::stream;
+pub(crate) use weights::nearest;
 pub use widths::{Width, Widths};
 
 /// How the range of an activation is chosen from what was seen.
