@@ -12,6 +12,7 @@ use crate::artifact;
 use crate::calibrate::Calibration;
 use crate::error::Failure;
 use crate::io::image::Preprocess;
+use crate::mixed::Mixed;
 use crate::tuning::Found;
 use crate::walk::{self, Journal, WalkOptions};
 
@@ -78,6 +79,12 @@ impl Compiler {
     /// How weights are rounded.
     pub fn rounding(mut self, rounding: Rounding) -> Compiler {
         self.options.rounding = rounding;
+        self
+    }
+
+    /// Searches for the bits of weights and of what products read, instead of being told.
+    pub fn mixed(mut self, mixed: Mixed) -> Compiler {
+        self.options.mixed = Some(mixed);
         self
     }
 

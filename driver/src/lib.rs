@@ -21,6 +21,7 @@ pub mod command;
 pub mod compiler;
 pub mod error;
 pub mod io;
+pub mod mixed;
 pub mod model;
 pub mod report;
 pub mod tuning;

@@ -15,6 +15,7 @@ use vitc_passes::{fuse, shape};
 use crate::calibrate::{Calibration, Feed, Inputs};
 use crate::error::Failure;
 use crate::io::image::Preprocess;
+use crate::mixed::{self, Mixed};
 
 /// What decides the outcome of the walk.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct WalkOptions {
     pub activations: Widths,
     /// How weights are rounded.
     pub rounding: Rounding,
+    /// Whether bits are searched for; then `weights` and `activations` do not matter.
+    pub mixed: Option<Mixed>,
     /// Rewrites of the float graph before ranges are taken.
     pub transforms: transform::Choice,
     /// Integer forms of the nonlinear ops.
@@ -50,6 +53,7 @@ impl Default for WalkOptions {
             weights: Widths::default(),
             activations: Widths::default(),
             rounding: Rounding::default(),
+            mixed: None,
             transforms: transform::Choice::default(),
             nonlinear: Nonlinear::Auto,
             threads: available_threads(),
@@ -74,6 +78,8 @@ pub struct Journal {
     pub float: Option<Module>,
     /// What every activation became.
     pub quantized: Vec<Placed>,
+    /// How bits were chosen, when they were searched for.
+    pub mixed: Option<mixed::Report>,
     /// The report of `integerize`.
     pub integerized: Option<Report>,
     /// How often each lane rule fired in `fuse`.
@@ -147,7 +153,7 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
 
 /// Transforms, ranges, and what follows from them.
 fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
-    let quant = QuantOptions {
+    let mut quant = QuantOptions {
         observer: options.observer,
         weights: options.weights.clone(),
         activations: options.activations.clone(),
@@ -156,10 +162,15 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
     };
     let mut feed = Feed::of(&module, options)?;
     journal.calibration_images = feed.len();
-    if feed.len() == 0 {
+    if feed.len() == 0 && options.mixed.is_none() {
         return placed(module, &quantize::Calibration::default(), &quant, journal);
     }
     let module = transformed(module, &mut feed, options, journal)?;
+    if let Some(mixed) = &options.mixed {
+        let (chosen, report) = mixed::choose(&module, &mut feed, &quant, mixed, options)?;
+        journal.mixed = Some(report);
+        quant = chosen;
+    }
     let mut seen =
         feed.pass(&module, "calibrating", |inputs, done| quantize::observe(&module, inputs, &quant, done))?;
     if quantize::wants_products(&module, &quant) {

@@ -235,6 +235,26 @@ fn an_unwritable_output_is_refused_before_the_long_work() {
 }
 
 #[test]
+fn targets_of_mixed_precision_that_cannot_be() {
+    let dir = temp();
+    let output = arg(dir.path().join("a.vitc"));
+    let run = |more: &[&str]| with(&[&["compile", &model(), "-o", &output], more].concat(), &compile_flags());
+    contains(&fails(&run(&["--mixed"])), &["--target-bytes", "--max-drop"]);
+    contains(&fails(&run(&["--mixed", "--target-bits", "5", "--target-bytes", "4M"])), &["cannot be used with"]);
+    contains(&fails(&run(&["--target-bits", "5"])), &["--mixed"]);
+    contains(&fails(&run(&["--mixed", "--target-bits", "5", "--weight-bits", "4"])), &["cannot be used with"]);
+    contains(&fails(&run(&["--mixed", "--target-bytes", "4MB"])), &["4MB", "no number of bytes"]);
+    contains(&fails(&run(&["--mixed", "--max-drop=-1"])), &["no number from 0 on"]);
+    let unreachable = run(&["--mixed", "--target-bytes", "1k", "--calibrate-images", "2"]);
+    contains(&fails(&unreachable), &["1000 bytes", "cannot be reached", "the fewest bits"]);
+    let given = ["compile", &model(), "-o", &output, "--mixed", "--target-bits", "5"];
+    contains(&fails(&given), &["--calibrate"]);
+    let compiled = arg(artifact(dir.path()));
+    let again = ["compile", &compiled, "-o", &output, "--mixed", "--target-bits", "5"];
+    contains(&fails(&again), &["quantized already"]);
+}
+
+#[test]
 fn labels_that_do_not_fit() {
     let dir = temp();
     let artifact = artifact(dir.path());

@@ -117,6 +117,46 @@ fn weights_of_four_bits_are_packed_two_to_a_byte() {
     }
 }
 
+/// The search meets its target, says which flags repeat it to the byte, and does not measure twice.
+#[test]
+fn mixed_precision_meets_a_target_and_can_be_repeated_without_the_search() {
+    let dir = temp();
+    let path = arg(dir.path().join("m.vitc"));
+    let search = |target: &[&str], threads: &str| {
+        let args =
+            [&["compile", &model(), "-o", &path, "--calibrate-images", "12", "--mixed", "--threads", threads], target];
+        json(&with(&args.concat(), &compile_flags()))["mixed"].clone()
+    };
+    let mixed = search(&["--target-bits", "5.5"], "1");
+    assert!(number(&mixed, "mean_bits") <= 5.5 && number(&mixed, "mean_bits") > 5.0, "{mixed:#}");
+    assert_eq!(mixed["losses_from_cache"], false);
+    assert!(number(&mixed, "divergence") >= 0.0 && !mixed["products"].as_array().unwrap().is_empty());
+    assert_eq!(names(dir.path()), ["m.vitc", "m.vitc.sensitivity.json"]);
+    let again = search(&["--target-bits", "5.5"], "3");
+    assert_eq!((&again["losses_from_cache"], &again["flags"]), (&true.into(), &mixed["flags"]));
+    let table = dir.path().join("m.vitc.sensitivity.json");
+    let kept = std::fs::read(&table).unwrap();
+    std::fs::write(&table, "{").unwrap();
+    assert_eq!(search(&["--target-bits", "5.5"], "3")["losses_from_cache"], false);
+    assert!(std::fs::read(&table).unwrap() == kept, "losses depend on the number of threads");
+    let searched = std::fs::read(&path).unwrap();
+    let flags: Vec<String> = mixed["flags"].as_array().unwrap().iter().map(|f| f.as_str().unwrap().into()).collect();
+    let other = arg(dir.path().join("flags.vitc"));
+    let repeat =
+        with(&["compile", &model(), "-o", &other, "--calibrate-images", "12"], &[compile_flags(), flags].concat());
+    succeeds(&repeat);
+    assert!(searched == std::fs::read(&other).unwrap(), "the flags give another artifact");
+    let bytes = search(&["--target-bytes", "250k"], "2");
+    assert!(number(&bytes, "product_weight_bytes") <= 250e3 && bytes["losses_from_cache"] == true, "{bytes:#}");
+    let drop = search(&["--max-drop", "0"], "2");
+    assert!(
+        number(&drop, "agreement") >= number(&drop, "agreement_8_bits") && number(&drop, "mean_bits") < 8.0,
+        "{drop:#}"
+    );
+    let timed = search(&["--max-drop", "10", "--cost", "ns"], "1");
+    assert_eq!(timed["cost"], "ns");
+}
+
 #[test]
 fn images_are_classified_alike_from_artifact_and_onnx() {
     let dir = temp();

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 use serde_json::{Map, Value};
 use vitc_codegen::Tier;
 use vitc_ir::{Module, Stage};
+use vitc_passes::mixed::Cost;
 
 use super::source::{self, CompileFlags, SYNTHETIC};
 use super::{Global, note, preprocess_cell, say};
@@ -17,6 +19,7 @@ use crate::io::atomic::{check_writable, write_atomically};
 use crate::io::labels::{Labelled, read_labels};
 use crate::io::progress::Progress;
 use crate::io::table::{Cell, Record};
+use crate::mixed::{Mixed, Target, parse_amount, parse_bytes};
 use crate::model::{Emitted, Model};
 use crate::report::{self, Kept};
 use crate::tuning::Found;
@@ -28,6 +31,7 @@ use crate::walk::{Journal, preprocess_of};
   vitc compile deit.onnx --calibrate images/ -o deit.vitc
   vitc compile vit.onnx --calibrate images/ --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 -o vit.vitc
   vitc compile deit.onnx --calibrate images/ --nonlinear shift -o deit-shift.vitc    the published shift forms
+  vitc compile deit.onnx --calibrate images/ --mixed --target-bytes 4M -o deit4.vitc fewer bits where they lose least
   vitc compile deit.onnx --calibrate synthetic -o deit.vitc                          without images, for timing only
   vitc compile deit.onnx --calibrate images/ -o deit.vitc --report deit.html         and where precision is lost
 
@@ -48,6 +52,73 @@ pub struct Args {
     report: ReportFlags,
     #[command(flatten)]
     flags: CompileFlags,
+    #[command(flatten)]
+    mixed: MixedFlags,
+}
+
+/// The search for the bits of each product. Its table of losses is kept in OUTPUT.sensitivity.json.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Mixed precision (one target)")]
+struct MixedFlags {
+    /// Choose the bits of weights and of what products read, one product after the other, by what fewer bits lose on the
+    /// calibration images for what they save.
+    #[arg(long, requires = "target", conflicts_with_all = ["weight_bits", "activation_bits"])]
+    mixed: bool,
+    /// At most so many bytes of the weights of products, for example 4M.
+    #[arg(long, value_name = "BYTES", requires = "mixed", group = "target", value_parser = parse_bytes)]
+    target_bytes: Option<u64>,
+    /// At most so many milliseconds for an image, as the kernels take here.
+    #[arg(long, value_name = "MS", requires = "mixed", group = "target", value_parser = parse_amount)]
+    target_ms: Option<f64>,
+    /// At most so many mean bits of the two factors of a multiply-accumulate.
+    #[arg(long, value_name = "BITS", requires = "mixed", group = "target", value_parser = parse_amount)]
+    target_bits: Option<f64>,
+    /// At most so many points of agreement with the float model, on the calibration images, less than 8 bits have.
+    #[arg(long, value_name = "POINTS", requires = "mixed", group = "target", value_parser = parse_amount)]
+    max_drop: Option<f64>,
+    /// What fewer bits save (default: what the target counts; bitops for --max-drop).
+    #[arg(long, value_enum, requires = "mixed")]
+    cost: Option<CostFlag>,
+}
+
+/// `--cost`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CostFlag {
+    /// Bytes of weights.
+    Bytes,
+    /// Mean bits of the factors of multiply-accumulates.
+    Bits,
+    /// Multiply-accumulates times the bits of both factors.
+    Bitops,
+    /// Nanoseconds of the kernels on this machine.
+    Ns,
+}
+
+impl From<CostFlag> for Cost {
+    fn from(flag: CostFlag) -> Cost {
+        match flag {
+            CostFlag::Bytes => Cost::Bytes,
+            CostFlag::Bits => Cost::Bits,
+            CostFlag::Bitops => Cost::BitOps,
+            CostFlag::Ns => Cost::Nanos,
+        }
+    }
+}
+
+impl Args {
+    /// The search that is asked for.
+    fn search(&self) -> Result<Option<Mixed>> {
+        let flags = &self.mixed;
+        let targets = [
+            flags.target_bytes.map(Target::Bytes),
+            flags.target_ms.map(Target::Millis),
+            flags.target_bits.map(Target::Bits),
+            flags.max_drop.map(Target::Drop),
+        ];
+        let Some(target) = targets.into_iter().flatten().next().filter(|_| flags.mixed) else { return Ok(None) };
+        let cache = Some(Mixed::cache_beside(&self.output));
+        Ok(Some(Mixed { target, cost: flags.cost.map(Cost::from), cache, tier: self.flags.tier()? }))
+    }
 }
 
 /// What is to be reported of the quantization.
@@ -94,7 +165,15 @@ pub fn run(args: Args, global: Global) -> Result<u8> {
     if !args.report.to.is_empty() {
         write_report(&args, global, images, &Outcome { kept: &kept, compiled: &compiled, tier, bytes: bytes.len() })?;
     }
-    say(&record(&args, &compiled, &emitted, &bytes, &times)?.render(global.json))?;
+    let mut record = record(&args, &compiled, &emitted, &bytes, &times)?;
+    match &compiled.journal.mixed {
+        Some(mixed) if global.json => {
+            record.field("mixed", Cell::shown_as("", mixed.to_json()));
+        }
+        Some(mixed) => say(&format!("{}\n\n{}\n", mixed.table(), mixed.totals()))?,
+        None => {}
+    }
+    say(&record.render(global.json))?;
     if args.flags.synthetic() && compiled.journal.calibration_images > 0 {
         note(global, SYNTHETIC);
     }
@@ -122,10 +201,19 @@ fn compile(args: &Args, global: Global, show: &mut dyn FnMut(&Module)) -> Result
         let (shown, stage) = (args.model.display(), module.stage.word());
         bail!("'{shown}' is at stage {stage} already; a report compares with the float graph: give the ONNX model");
     }
+    let search = args.search()?;
+    if search.is_some() && module.stage >= Stage::Quantize {
+        bail!("'{}' is quantized already; --mixed is for models that are not", args.model.display());
+    }
     if module.stage == Stage::Plan {
         return Ok((Compiled { module, journal: Journal::default(), tuning: Found::Nothing }, import));
     }
-    Ok((args.flags.compiler(&module, global)?.compile_showing(module, show)?, import))
+    let compiler = args.flags.compiler(&module, global)?;
+    let compiler = match search {
+        Some(mixed) => compiler.mixed(mixed),
+        None => compiler,
+    };
+    Ok((compiler.compile_showing(module, show)?, import))
 }
 
 /// What a report is made of.
@@ -139,7 +227,10 @@ struct Outcome<'a> {
 fn write_report(args: &Args, global: Global, images: Option<Vec<Labelled>>, outcome: &Outcome<'_>) -> Result<()> {
     let Outcome { kept, compiled, tier, bytes } = *outcome;
     let module = source::read(&args.model)?;
-    let options = args.flags.compiler(&module, global)?.options_for(&module)?;
+    let mut options = args.flags.compiler(&module, global)?.options_for(&module)?;
+    if let Some(mixed) = &compiled.journal.mixed {
+        (options.weights, options.activations) = mixed.widths.clone();
+    }
     let score = images.map(|images| score(args, global, module, &images, outcome)).transpose()?;
     let request = report::Request {
         file: &args.model.display().to_string(),

@@ -66,9 +66,7 @@ impl Costs {
         let macs = |p: &Product| p.macs as f64;
         match cost {
             Cost::Bytes => sum(&|p| p.elements as f64 * bits(p.factors[1]) / 8.0),
-            Cost::Bits => {
-                sum(&|p| macs(p) * (bits(p.factors[0]) + bits(p.factors[1]))) / (2.0 * sum(&macs)).max(1.0)
-            }
+            Cost::Bits => sum(&|p| macs(p) * (bits(p.factors[0]) + bits(p.factors[1]))) / (2.0 * sum(&macs)).max(1.0),
             Cost::BitOps => sum(&|p| macs(p) * bits(p.factors[0]) * bits(p.factors[1])),
             Cost::Nanos => self.nanos(&bits),
         }
@@ -76,7 +74,8 @@ impl Costs {
 
     /// Products of one name are timed together.
     fn nanos(&self, bits: &dyn Fn(Factor) -> f64) -> f64 {
-        let of: BTreeMap<&str, u32> = self.products.iter().map(|p| (p.name.as_str(), bits(p.factors[1]) as u32)).collect();
+        let of: BTreeMap<&str, u32> =
+            self.products.iter().map(|p| (p.name.as_str(), bits(p.factors[1]) as u32)).collect();
         let time = |(name, bits): (&str, u32)| self.times.products.get(&(name.to_string(), bits)).copied();
         self.times.rest + of.into_iter().filter_map(time).sum::<f64>()
     }

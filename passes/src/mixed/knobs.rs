@@ -71,6 +71,11 @@ impl Knobs {
         vec![8; self.all.len()]
     }
 
+    /// The fewest bits everywhere.
+    pub fn least(&self) -> Vec<u32> {
+        self.all.iter().map(|knob| knob.kind.widths().last().map_or(8, |&bits| bits)).collect()
+    }
+
     /// A state as the bits of weights and those of what products read, by the names of nodes.
     pub fn widths(&self, state: &[u32]) -> (Widths, Widths) {
         let (mut weights, mut inputs) = (Widths::default(), Widths::default());
@@ -104,7 +109,8 @@ fn inputs(module: &Module) -> Vec<Knob> {
     for ((n, i), group) in narrow::lowerable(module) {
         let (mut names, mut groups, mut operands) =
             (BTreeSet::from([name(module, n)]), BTreeSet::from([group]), vec![(n, i)]);
-        let joined = |set: &(BTreeSet<&str>, BTreeSet<usize>, _)| set.0.contains(name(module, n)) || set.1.contains(&group);
+        let joined =
+            |set: &(BTreeSet<&str>, BTreeSet<usize>, _)| set.0.contains(name(module, n)) || set.1.contains(&group);
         while let Some(at) = sets.iter().position(joined) {
             let set = sets.swap_remove(at);
             names.extend(set.0);
@@ -115,8 +121,10 @@ fn inputs(module: &Module) -> Vec<Knob> {
         sets.push((names, groups, operands));
     }
     let named = sets.into_iter().filter(|(names, ..)| !names.contains(""));
-    let knob = |(names, _, operands): (BTreeSet<&str>, _, _)| {
-        Knob { kind: Kind::Inputs, names: names.into_iter().map(str::to_string).collect(), operands }
+    let knob = |(names, _, operands): (BTreeSet<&str>, _, _)| Knob {
+        kind: Kind::Inputs,
+        names: names.into_iter().map(str::to_string).collect(),
+        operands,
     };
     named.map(knob).collect()
 }
@@ -143,7 +151,9 @@ fn macs(module: &Module, n: usize) -> u64 {
     let size = |v, axis| module.ty(v).shape.at(1).get(axis).map_or(1, |&d| d as u64);
     let last = |v| module.ty(v).shape.at(1).last().map_or(1, |&d| d as u64);
     match node.op {
-        Op::Conv2d { .. } => count(module, node.result) * count(module, node.operands[1]) / size(node.operands[1], 0).max(1),
+        Op::Conv2d { .. } => {
+            count(module, node.result) * count(module, node.operands[1]) / size(node.operands[1], 0).max(1)
+        }
         // keys with values, then queries with the outcome
         Op::LinearAttention { .. } => 2 * count(module, node.operands[0]) * last(node.operands[2]),
         _ => count(module, node.result) * last(node.operands[0]),

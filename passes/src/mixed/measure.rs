@@ -32,7 +32,10 @@ pub fn loss_of(float: &[Tensor], other: &[Tensor]) -> Result<Loss, Diagnostic> {
 fn distance(float: &Tensor, other: &Tensor) -> Result<(f64, f64), Diagnostic> {
     let floats = |t: &Tensor| t.as_f32().map(<[f32]>::to_vec);
     let (Some(f), Some(o)) = (floats(float), floats(other)) else {
-        return Err(Diagnostic::new("mixed", "the model's first output is no float tensor, so there are no logits to compare"));
+        return Err(Diagnostic::new(
+            "mixed",
+            "the model's first output is no float tensor, so there are no logits to compare",
+        ));
     };
     let classes = float.shape.last().copied().unwrap_or(1).max(1);
     let rows = (f.len() / classes).max(1) as f64;
@@ -137,11 +140,8 @@ fn with_products(
     inputs: &[Vec<Tensor>],
     options: &QuantOptions,
 ) -> Result<Calibration, Diagnostics> {
-    let options = QuantOptions {
-        weights: everywhere(Kind::Weights, 4),
-        activations: Widths::default(),
-        ..options.clone()
-    };
+    let options =
+        QuantOptions { weights: everywhere(Kind::Weights, 4), activations: Widths::default(), ..options.clone() };
     let mut calibration = calibration.clone();
     if quantize::wants_products(module, &options) {
         let inputs = inputs.iter().cloned().map(Ok);
@@ -164,7 +164,8 @@ impl Narrow {
         bits: u32,
         options: &QuantOptions,
     ) -> Result<Narrow, Diagnostics> {
-        let mut options = QuantOptions { weights: Widths::default(), activations: Widths::default(), ..options.clone() };
+        let mut options =
+            QuantOptions { weights: Widths::default(), activations: Widths::default(), ..options.clone() };
         match kind {
             Kind::Weights => {
                 options.weights = everywhere(kind, bits);

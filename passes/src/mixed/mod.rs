@@ -27,4 +27,4 @@ mod tests;
 pub use cost::{Cost, Costs, Factor, Product, Times};
 pub use knobs::{Kind, Knob, Knobs};
 pub use measure::{Loss, logits, loss_of, measure, measurements};
-pub use search::{Limit, Outcome, Problem, Step, search};
+pub use search::{Limit, Outcome, Problem, Step, check, search};

@@ -60,7 +60,9 @@ impl<'m> Replay<'m> {
             let of = |i: usize| here.iter().find(|((_, j), _)| *j == i).map(|(_, change)| change);
             let rounded: Vec<Option<Tensor>> = (0..node.operands.len())
                 .map(|i| match of(i) {
-                    Some(Change::Grid(grid)) => Some(on_grid(self.value(node.operands[i], values, &fresh)?, grid)).transpose(),
+                    Some(Change::Grid(grid)) => {
+                        Some(on_grid(self.value(node.operands[i], values, &fresh)?, grid)).transpose()
+                    }
                     _ => Ok(None),
                 })
                 .collect::<Result<_, Diagnostic>>()?;
@@ -80,7 +82,11 @@ impl<'m> Replay<'m> {
     }
 
     /// The first output for an image.
-    pub(crate) fn output<'t>(&self, values: &'t [Option<Tensor>], fresh: &'t [Option<Tensor>]) -> Result<&'t Tensor, Diagnostic>
+    pub(crate) fn output<'t>(
+        &self,
+        values: &'t [Option<Tensor>],
+        fresh: &'t [Option<Tensor>],
+    ) -> Result<&'t Tensor, Diagnostic>
     where
         'm: 't,
     {

@@ -72,11 +72,9 @@ pub fn search<E: From<Diagnostic>>(
         measured += 1;
         measure(state)
     };
-    if let Limit::Cost { of, most, words } = &problem.limit {
-        let least = table.greedy(problem, &|state| of(state) <= *most).0;
-        if of(&least) > *most {
-            return Err(unreachable([*most, of(&table.start()), of(&least)].map(words)).into());
-        }
+    if let Limit::Cost { of, most, .. } = &problem.limit {
+        let (least, _) = table.greedy(problem, &|state| of(state) <= *most);
+        check(&problem.limit, &table.start(), &least)?;
     }
     let start = joint(&table.start())?;
     let (table, state, loss) = match &problem.limit {
@@ -251,7 +249,14 @@ fn within_drop<E: From<Diagnostic>>(
     Ok((table, state, loss))
 }
 
-fn unreachable([most, start, least]: [String; 3]) -> Diagnostic {
-    let message = format!("the target of {most} cannot be reached: 8 bits everywhere are {start}, the fewest bits {least}");
-    Diagnostic::new("mixed", message).help("ask for no less than that")
+/// Whether the state of the fewest bits is within a limit, which can be told before anything is measured.
+pub fn check(limit: &Limit<'_>, start: &[u32], least: &[u32]) -> Result<(), Diagnostic> {
+    let Limit::Cost { of, most, words } = limit else { return Ok(()) };
+    if of(least) <= *most {
+        return Ok(());
+    }
+    let [most, start, least] = [*most, of(start), of(least)].map(words);
+    let message =
+        format!("the target of {most} cannot be reached: 8 bits everywhere are {start}, the fewest bits {least}");
+    Err(Diagnostic::new("mixed", message).help("ask for no less than that"))
 }

@@ -11,9 +11,8 @@ use crate::quantize::{self, QuantOptions, Width, Widths};
 /// Two knobs of weights and two of inputs whose losses are a factor times 4 to the bits that are missing.
 fn table(factors: [f64; 4]) -> Vec<(Kind, Vec<(u32, f64)>)> {
     let kinds = [Kind::Weights, Kind::Inputs, Kind::Weights, Kind::Inputs];
-    let losses = |kind: Kind, factor: f64| {
-        kind.widths().iter().map(|&b| (b, factor * 4f64.powi(8 - b as i32) * 1e-6)).collect()
-    };
+    let losses =
+        |kind: Kind, factor: f64| kind.widths().iter().map(|&b| (b, factor * 4f64.powi(8 - b as i32) * 1e-6)).collect();
     kinds.into_iter().zip(factors).map(|(kind, factor)| (kind, losses(kind, factor))).collect()
 }
 
@@ -128,7 +127,11 @@ fn losses_fall_with_bits_add_up_and_do_not_depend_on_threads() {
     let m = named();
     let knobs = Knobs::of(&m);
     let images: Vec<_> = (0..6).map(|seed| inputs(&m, seed)).collect();
-    let options = |threads| QuantOptions { threads, activations: Widths::all(Width::of_activations(4).unwrap()), ..QuantOptions::default() };
+    let options = |threads| QuantOptions {
+        threads,
+        activations: Widths::all(Width::of_activations(4).unwrap()),
+        ..QuantOptions::default()
+    };
     let seen = quantize::observe(&m, images.iter().cloned().map(Ok), &options(1), &mut |_| {}).unwrap();
     let of = |threads| {
         let mut done = 0;
@@ -151,7 +154,8 @@ fn losses_fall_with_bits_add_up_and_do_not_depend_on_threads() {
         quantize::observe_products(&m, &mut seen, images.iter().cloned().map(Ok), &options, &mut |_| {}).unwrap();
         let quantized = quantize::run(&m, &seen, &options).unwrap();
         let few: Vec<_> = [0, 2, 4].map(|i| images[i].clone()).to_vec();
-        let (float, other) = (logits(&m, &few, 2, &mut |_| {}).unwrap(), logits(&quantized, &few, 2, &mut |_| {}).unwrap());
+        let (float, other) =
+            (logits(&m, &few, 2, &mut |_| {}).unwrap(), logits(&quantized, &few, 2, &mut |_| {}).unwrap());
         loss_of(&float, &other).unwrap().divergence
     };
     let ratio = uniform(5) / at(5);
