@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use vitc_codegen::Tier;
 use vitc_ir::eval::Tensor;
 use vitc_ir::{Diagnostics, Module};
-use vitc_passes::mixed::{self, Cost, Costs, Knobs, Limit, Loss, Problem, Times};
+use vitc_passes::mixed::{self, Cost, Costs, Knobs, Limit, Loss, Losses, Problem, Times};
 use vitc_passes::quantize::{self, Calibration, QuantOptions, Width, Widths};
 
 use crate::calibrate::Feed;
@@ -142,7 +142,7 @@ impl<'a> Study<'a> {
     }
 
     /// The losses of all knobs, and whether they were known.
-    fn table(&self, path: Option<&Path>) -> Result<(Vec<Vec<(u32, f64)>>, bool)> {
+    fn table(&self, path: Option<&Path>) -> Result<(Vec<Losses>, bool)> {
         let count = self.inputs.len();
         let images: Vec<usize> = (0..count.min(IMAGES)).map(|i| i * count / count.min(IMAGES)).collect();
         let key = cache::key(

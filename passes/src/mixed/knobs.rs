@@ -103,30 +103,37 @@ fn weights(module: &Module) -> Vec<Knob> {
     by_name.into_iter().filter(|(name, _)| !name.is_empty()).map(knob).collect()
 }
 
+/// Operands that need one width.
+struct Joined<'m> {
+    names: BTreeSet<&'m str>,
+    groups: BTreeSet<usize>,
+    operands: Vec<(usize, usize)>,
+}
+
+impl<'m> Joined<'m> {
+    fn add(&mut self, other: Joined<'m>) {
+        self.names.extend(other.names);
+        self.groups.extend(other.groups);
+        self.operands.extend(other.operands);
+    }
+}
+
 /// Operands are joined by what they read and by the name of the product that reads them.
 fn inputs(module: &Module) -> Vec<Knob> {
-    let mut sets: Vec<(BTreeSet<&str>, BTreeSet<usize>, Vec<(usize, usize)>)> = Vec::new();
+    let mut sets: Vec<Joined<'_>> = Vec::new();
     for ((n, i), group) in narrow::lowerable(module) {
-        let (mut names, mut groups, mut operands) =
-            (BTreeSet::from([name(module, n)]), BTreeSet::from([group]), vec![(n, i)]);
-        let joined =
-            |set: &(BTreeSet<&str>, BTreeSet<usize>, _)| set.0.contains(name(module, n)) || set.1.contains(&group);
-        while let Some(at) = sets.iter().position(joined) {
-            let set = sets.swap_remove(at);
-            names.extend(set.0);
-            groups.extend(set.1);
-            operands.extend(set.2);
+        let name = name(module, n);
+        let mut set = Joined { names: [name].into(), groups: [group].into(), operands: vec![(n, i)] };
+        let meets = |set: &Joined<'_>| set.names.contains(name) || set.groups.contains(&group);
+        while let Some(at) = sets.iter().position(meets) {
+            set.add(sets.swap_remove(at));
         }
-        operands.sort_unstable();
-        sets.push((names, groups, operands));
+        set.operands.sort_unstable();
+        sets.push(set);
     }
-    let named = sets.into_iter().filter(|(names, ..)| !names.contains(""));
-    let knob = |(names, _, operands): (BTreeSet<&str>, _, _)| Knob {
-        kind: Kind::Inputs,
-        names: names.into_iter().map(str::to_string).collect(),
-        operands,
-    };
-    named.map(knob).collect()
+    let named = sets.into_iter().filter(|set| !set.names.contains(""));
+    let owned = |names: BTreeSet<&str>| names.into_iter().map(str::to_string).collect();
+    named.map(|set| Knob { kind: Kind::Inputs, names: owned(set.names), operands: set.operands }).collect()
 }
 
 fn product(module: &Module, n: usize, knobs: &BTreeMap<(usize, usize), usize>) -> Product {

@@ -91,6 +91,9 @@ fn door(x: &Tensor, ty: &TensorType) -> Result<Tensor, Diagnostic> {
     eval::eval_op(&op, &[x], ty, &[&float], &BTreeMap::new()).map_err(|m| Diagnostic::new("internal", m))
 }
 
+/// Losses of a knob by its bits.
+pub type Losses = Vec<(u32, f64)>;
+
 /// How many losses [`measure`] measures on so many images.
 pub fn measurements(knobs: &Knobs, images: usize) -> usize {
     knobs.all.iter().map(|knob| knob.kind.widths().len() * images).sum()
@@ -106,7 +109,7 @@ pub fn measure(
     images: &[usize],
     options: &QuantOptions,
     progress: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<(u32, f64)>>, Diagnostics> {
+) -> Result<Vec<Losses>, Diagnostics> {
     let mut table = vec![Vec::new(); knobs.all.len()];
     let replay = Replay::new(module)?;
     let products = with_products(module, calibration, inputs, options)?;

@@ -26,5 +26,5 @@ mod tests;
 
 pub use cost::{Cost, Costs, Factor, Product, Times};
 pub use knobs::{Kind, Knob, Knobs};
-pub use measure::{Loss, logits, loss_of, measure, measurements};
+pub use measure::{Loss, Losses, logits, loss_of, measure, measurements};
 pub use search::{Limit, Outcome, Problem, Step, check, search};

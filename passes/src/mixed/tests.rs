@@ -22,7 +22,7 @@ fn sum(state: &[u32]) -> f64 {
 
 /// The true loss: what the table says, with one factor for each kind.
 fn truth(table: &[(Kind, Vec<(u32, f64)>)], state: &[u32], inputs: f64) -> Loss {
-    let of = |((kind, losses), bits): (&(Kind, Vec<(u32, f64)>), &u32)| {
+    let of = |((kind, losses), bits): (&(Kind, Losses), &u32)| {
         let loss = losses.iter().find(|(b, _)| b == bits).unwrap().1;
         if *kind == Kind::Inputs { inputs * loss } else { loss }
     };
@@ -90,10 +90,8 @@ fn knob<'k>(knobs: &'k Knobs, kind: Kind, name: &str) -> &'k Knob {
 /// The small transformer with a name for every product.
 fn named() -> vitc_ir::Module {
     let mut m = transformer(&CleanOptions::default(), [0; 4]);
-    let mut count = 0;
-    for node in m.nodes.iter_mut().filter(|n| quantize::widths::is_product(&n.op)) {
+    for (count, node) in m.nodes.iter_mut().filter(|n| quantize::widths::is_product(&n.op)).enumerate() {
         node.loc = Some(format!("product{count}").into());
-        count += 1;
     }
     m
 }
