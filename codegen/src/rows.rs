@@ -8,7 +8,7 @@
 //! ```
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::{I8X16, I32, I32X4, I64, I64X2};
+use cranelift_codegen::ir::types::{I8X16, I16, I16X8, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
 use vitc_ir::{Dim, Elem};
 
@@ -32,7 +32,7 @@ pub(crate) struct Rows {
 /// What happens to a row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Work {
-    /// `int.exp`; the second operand is a table of `entries` bytes, the composed function of `t`.
+    /// `int.exp`; the second operand is a table of `entries` 16-bit numbers, 256 times the composed function of `t`.
     Exp { limit: i64, multiplier: i64, shift: u32, entries: usize },
     /// `int.reduce_sum` over the last dimension.
     Sum,
@@ -192,20 +192,47 @@ impl Rows {
                 let t = e.b.ins().ushr(t, by);
                 e.b.ins().umin(t, last)
             });
-            // Through memory: an index is then one load, its entry one more, and the result a store.
+            // Through memory: an index is then one load, its entry one more and a store.
             for (h, &v) in indices.iter().enumerate() {
                 e.store(v, Addr { base: slot, disp: 16 * h as i32 });
             }
+            for lane in 0..count {
+                let index = e.b.ins().uload32(flags(), slot, 4 * lane as i32);
+                let entry = e.b.ins().ishl_imm_u(index, 1);
+                let entry = e.add(table, entry);
+                let fine = e.b.ins().uload16(I64, flags(), entry, 0);
+                e.b.ins().istore16(flags(), fine, slot, 2 * lane as i32);
+            }
+            let fine = e.load(I16X8, Addr { base: slot, disp: 0 });
+            let rounded = self.dithered(e, fine, i);
+            e.store(rounded, Addr { base: slot, disp: 0 });
             let n = self.operands.len() - 1;
             let to = self.place(e, n, at, i);
             for lane in 0..count {
-                let index = e.b.ins().uload32(flags(), slot, 4 * lane as i32);
-                let entry = Addr { base: e.add(table, index), disp: 0 };
-                let y = e.load_elem(Elem::U8, entry);
+                let y = e.load_elem(Elem::U8, Addr { base: slot, disp: lane as i32 });
                 e.store_elem(Elem::U8, y, to.plus(lane as i64 * self.operands[n].column_stride()));
             }
             vec![max]
         });
+    }
+
+    /// Columns `i` and on in steps of 1/256 as bytes, rounded up by what [`vitc_ir::dither`] says of each column.
+    fn dithered(&self, e: &mut Emit<'_>, fine: Value, i: Value) -> Value {
+        let mut bytes = [0; 16];
+        let beyond = |column| vitc_ir::dither(column).wrapping_sub(vitc_ir::dither(0));
+        bytes.iter_mut().step_by(2).enumerate().for_each(|(lane, b)| *b = beyond(lane));
+        let lanes = e.bytes16(bytes);
+        let lanes = e.cast(I16X8, lanes);
+        let first = e.b.ins().imul_imm_u(i, i64::from(beyond(1)));
+        let first = e.add_imm(first, vitc_ir::dither(0).into());
+        let first = e.b.ins().ireduce(I16, first);
+        let first = e.b.ins().splat(I16X8, first);
+        let dither = e.b.ins().iadd(first, lanes);
+        let low = e.constant(I16X8, 0xff);
+        let dither = e.b.ins().band(dither, low);
+        let sum = e.b.ins().iadd(fine, dither);
+        let y = e.b.ins().ushr_imm_u(sum, 8);
+        e.b.ins().unarrow(y, y)
     }
 
     /// Sum of the first operand's elements, which have at most 16 bits.
@@ -558,18 +585,20 @@ fn saturate_words(e: &mut Emit<'_>, [lo, hi]: [Value; 2], to: Elem) -> Packed {
     }
 }
 
-/// The composed function of `int.exp`: `y` for every `t`, up to the first from which all are zero (kept once).
-pub(crate) fn exp_table(table: &[i64], table_bits: u32, most: i64) -> Result<Vec<u8>, String> {
+/// The composed function of `int.exp` but for its rounding: `256 y` for every `t` as little-endian 16-bit numbers, up to the
+/// first that is zero (kept once).
+pub(crate) fn exp_table(table: &[i64], table_bits: u32, most: i64) -> Result<Vec<u16>, String> {
     let f = table.len().trailing_zeros();
     let mut out = Vec::new();
     for t in 0..=most {
-        let h = i64::from(table_bits) + (t >> f);
-        if h >= 32 {
-            out.push(0);
+        let h = (i64::from(table_bits) + (t >> f)).min(62);
+        let fine = (table[t as usize & (table.len() - 1)] << 8) >> h;
+        let fits = (0..=0xff00).contains(&fine);
+        let entry = u16::try_from(fine).ok().filter(|_| fits);
+        out.push(entry.ok_or_else(|| format!("the exponential is {}, which does not fit u8", fine >> 8))?);
+        if t >> f >= 62 {
             break;
         }
-        let y = (table[t as usize & (table.len() - 1)] + (1 << (h - 1))) >> h;
-        out.push(u8::try_from(y).map_err(|_| format!("the exponential is {y}, which does not fit u8"))?);
     }
     while out.len() > 1 && out[out.len() - 2..] == [0, 0] {
         out.pop();

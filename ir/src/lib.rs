@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod attr;
 pub mod diag;
+mod dither;
 pub mod eval;
 pub mod graph;
 pub mod infer;
@@ -21,6 +22,7 @@ pub mod verify;
 
 pub use attr::ImageLayout;
 pub use diag::{Diagnostic, Diagnostics};
+pub use dither::dither;
 pub use graph::{Const, Def, Module, Node, Stage, ValueId};
 pub use op::{Class, Op, OpInfo};
 pub use types::{Dim, Elem, Quant, Real, Shape, TensorType};

@@ -65,7 +65,7 @@ impl<M: Backend> Planner<'_, M> {
                 let table = self.const_of(table).ok_or("the table is not constant")?.ints();
                 let composed = exp_table(&table, table_bits, (limit * multiplier) >> shift)?;
                 let entries = composed.len();
-                args.push(self.pool(composed));
+                args.push(self.pool(composed.iter().flat_map(|v| v.to_le_bytes()).collect()));
                 extra.push(Operand { elem: Elem::U8, offset: Lin::ZERO, rows: vec![], columns: Columns::Table });
                 Ok(Work::Exp { limit, multiplier, shift, entries })
             }

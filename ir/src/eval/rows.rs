@@ -3,6 +3,7 @@
 use super::int::{fit, range};
 use super::tensor::{Data, View};
 use super::{Call, Evaluated, Fault, math, misplaced};
+use crate::dither::dither;
 use crate::op::Op;
 use crate::types::{Elem, Real};
 
@@ -61,19 +62,17 @@ fn exp_rows(call: &Call) -> Evaluated {
     let Op::IntExp { limit, multiplier, shift, table_bits } = *call.op else { return misplaced(call) };
     let (x, table) = (call.operands[0].i32()?, call.operands[1].i32()?);
     let fraction_bits = table.len().trailing_zeros();
-    let one = |v: i32, max: i32| {
+    let one = |(key, v): (usize, i32), max: i32| {
         let t = ((i64::from(max) - i64::from(v)).min(limit) * multiplier) >> shift;
-        let h = i64::from(table_bits) + (t >> fraction_bits);
-        if h >= 32 {
-            return Ok(0);
-        }
-        let y = (i64::from(table[t as usize & (table.len() - 1)]) + (1 << (h - 1))) >> h;
+        let h = (i64::from(table_bits) + (t >> fraction_bits)).min(62);
+        let fine = (i64::from(table[t as usize & (table.len() - 1)]) << 8) >> h;
+        let y = (fine + i64::from(dither(key))) >> 8;
         u8::try_from(y).map_err(|_| Fault::overflow(format!("the exponential is {y}, which does not fit u8")))
     };
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(call.operands[0].last()) {
         let max = row.iter().copied().max().unwrap_or(0);
-        for &v in row {
+        for v in row.iter().copied().enumerate() {
             out.push(one(v, max)?);
         }
     }

@@ -33,13 +33,13 @@ pub fn exponent(x: f64) -> i32 {
 }
 
 /// Constants of `int.exp` for scores of that scale: (`limit`, `multiplier`, `shift`, `table_bits`, table). The result is `peak`
-/// at the row's maximum, 255 at most, and 0 from nine halvings on.
+/// at the row's maximum, 255 at most, and 0 from sixteen halvings on.
 pub fn exp_constants(scale: f64, peak: u8) -> Option<(i64, i64, u32, u32, Vec<i32>)> {
     const FRACTION_BITS: u32 = 6; // a step of the exponent is 1.1 %, half of that the largest error; 8-bit rounding is 0.4 % at best
     const TABLE_BITS: u32 = 16;
-    // From 8.994 halvings on, 255 * 2^-h rounds to 0. The limit lies four steps beyond, so that no rounding of the multiplier
-    // leaves what is clamped to it at 1: that would give every far key of a row the same weight.
-    const HALVINGS: f64 = 9.0 + 4.0 / (1u32 << FRACTION_BITS) as f64;
+    // From 16 halvings on, nothing is left of 255 * 2^-h in 256 steps. The limit lies four steps beyond, so that no rounding of
+    // the multiplier leaves what is clamped to it at more: that would give some far keys of every row a weight.
+    const HALVINGS: f64 = 16.0 + 4.0 / (1u32 << FRACTION_BITS) as f64;
     let halvings_per_step = scale * std::f64::consts::LOG2_E;
     let limit = (HALVINGS / halvings_per_step).ceil();
     if !(halvings_per_step.is_finite() && halvings_per_step > 0.0 && limit < f64::from(i32::MAX)) {

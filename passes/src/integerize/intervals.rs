@@ -127,8 +127,7 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
         Op::IntExp { table_bits, .. } => {
             // the first entry is the row's maximum, and the largest
             let table = module.const_of(node.operands[1]).map(Const::ints).unwrap_or_default();
-            let half = if *table_bits > 0 { 1i64 << (table_bits - 1) } else { 0 };
-            let peak = table.first().map(|first| (first + half) >> table_bits);
+            let peak = table.first().map(|first| first >> table_bits);
             Interval { peak, ..Interval::new(0, 255) }
         }
         Op::IntShiftmax { bits, .. } => {

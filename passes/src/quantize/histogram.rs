@@ -74,12 +74,13 @@ impl Histogram {
 
     /// Squared error when every value is replaced by `f(value)`, values taken at the middle of their bins.
     pub(crate) fn error(&self, f: impl Fn(f64) -> f64) -> f64 {
+        self.points().map(|(x, count)| count * (x - f(x)).powi(2)).sum()
+    }
+
+    /// The middles of bins that are not empty, with what they count.
+    pub(crate) fn points(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         let bins = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
-        bins.map(|(b, &count)| {
-            let x = self.left(b) + self.width() / 2.0;
-            count as f64 * (x - f(x)).powi(2)
-        })
-        .sum()
+        bins.map(|(b, &count)| (self.left(b) + self.width() / 2.0, count as f64))
     }
 }
 

@@ -20,6 +20,7 @@ mod sites;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod through;
 mod weights;
 pub(crate) mod widths;
 
@@ -37,7 +38,8 @@ pub use widths::{Width, Widths};
 /// How the range of an activation is chosen from what was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Observer {
-    /// Everything seen at 8 bits, the least mean squared error below.
+    /// Everything seen at 8 bits, the least mean squared error below; of what only a function such as GELU reads, the
+    /// least error behind it.
     #[default]
     Auto,
     /// Everything seen: clipping at 8 bits costs more than it gains in these models.
@@ -73,10 +75,10 @@ impl Default for QuantOptions {
 }
 
 impl QuantOptions {
-    /// Whether ranges alone do not tell the scales.
-    fn wants_histograms(&self) -> bool {
+    /// Whether the range of a value alone does not tell its scale.
+    fn wants_histogram(&self, module: &Module, v: ValueId) -> bool {
         match self.observer {
-            Observer::Auto => self.activations.any_narrow(),
+            Observer::Auto => self.activations.any_narrow() || through::Through::of(module, v).is_some(),
             Observer::MinMax => false,
             Observer::Percentile(_) | Observer::Mse => true,
         }

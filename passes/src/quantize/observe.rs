@@ -96,10 +96,12 @@ pub fn observe(
     options: &QuantOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Calibration, Diagnostics> {
-    let (wanted, histograms) = (wanted(module), options.wants_histograms());
+    let wanted = wanted(module);
+    let histograms: Vec<bool> =
+        (0..wanted.len()).map(|v| wanted[v] && options.wants_histogram(module, ValueId(v as u32))).collect();
     let see = |calibration: &mut Calibration, _: usize, v: ValueId, tensor: &Tensor| {
         if let (true, Data::F32(values)) = (wanted[v.0 as usize], &tensor.data) {
-            calibration.add(v, Seen::of(values, histograms));
+            calibration.add(v, Seen::of(values, histograms[v.0 as usize]));
         }
     };
     let (shares, inputs) = stream(module, inputs, options.threads, (Calibration::default, see), progress)?;

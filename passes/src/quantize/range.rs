@@ -8,6 +8,7 @@ use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
 use super::sites::{Role, Site, Sites};
+use super::through::Through;
 use super::widths::{self, Width};
 use super::{Observer, QuantOptions};
 
@@ -74,7 +75,7 @@ fn group_grid(
     }
     let mut joint: Option<Seen> = None;
     for &(v, _) in members {
-        let seen = seen(module, v, known, options.wants_histograms())?;
+        let seen = seen(module, v, known, options.wants_histogram(module, v))?;
         match &mut joint {
             Some(known) => known.merge(&seen),
             None => joint = Some(seen),
@@ -86,6 +87,18 @@ fn group_grid(
         (Observer::Auto, Some(_)) => Observer::Mse,
         (chosen, _) => chosen,
     };
+    let through = match members {
+        [(v, Role::Unsigned)] if options.observer == Observer::Auto => Through::of(module, *v),
+        _ => None,
+    };
+    if let (Some(through), Some(h)) = (through, &joint.histogram) {
+        let levels = (1 << width.unwrap_or(Width::EIGHT).bits()) - 1;
+        let error = through.errors(h, (0, levels));
+        let whole = (f64::from(joint.min), f64::from(joint.max));
+        let make = |range| asymmetric(range, levels.into());
+        let quant = least_error(whole, make, |q| error(q.scale_at(0), q.zero_point));
+        return Ok(Grid { elem: role.elem(), quant, width });
+    }
     Ok(Grid { elem: role.elem(), quant: quant(role, &joint, observer, width.unwrap_or(Width::EIGHT)), width })
 }
 
@@ -157,18 +170,18 @@ fn least(
             let (low, high) = h.cut((1.0 - p / 100.0).clamp(0.0, 0.49));
             make((low.max(whole.0), high.min(whole.1)))
         }
-        (Observer::Mse, Some(h)) => least_error(h, whole, make, levels),
+        (Observer::Mse, Some(h)) => least_error(whole, make, |q| error(h, q, levels)),
         _ => make(whole),
     }
 }
 
 /// Searches the two ends of a range in turn, each among shares of what was seen.
-fn least_error(h: &Histogram, whole: (f64, f64), make: impl Fn((f64, f64)) -> Quant, levels: (i32, i32)) -> Quant {
+fn least_error(whole: (f64, f64), make: impl Fn((f64, f64)) -> Quant, error: impl Fn(&Quant) -> f64) -> Quant {
     const SHARES: i32 = 40;
     const ROUNDS: usize = 2;
-    let mut best = (error(h, &make(whole), levels), whole);
+    let mut best = (error(&make(whole)), whole);
     let consider = |range: (f64, f64), best: &mut (f64, (f64, f64))| {
-        let e = error(h, &make(range), levels);
+        let e = error(&make(range));
         if e < best.0 {
             *best = (e, range);
         }

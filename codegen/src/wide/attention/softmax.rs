@@ -1,9 +1,9 @@
 //! The softmax of rows of scores: maximum; weights, 64 at a time, and their sum; the sum's reciprocal.
 //!
 //! The exponential, sixteen bits wide: `t = min(d * multiplier >> shift, t(limit))`, where `d` and `multiplier` fit 16 bits by
-//! one high product. With `T` the table shifted right until it fits 16 bits, its rounded shift is
-//! `(T[t mod 2^f] >> 7 + (t >> f)) + 1 >> 1`: right shifts compose, so the bits that `T` has lost change nothing. That is
-//! `vpermi2w`, `vpsrlvw` and an average with zero.
+//! one high product. With `T` the table shifted right until it fits 16 bits, its shift is
+//! `(T[t mod 2^f] >> (t >> f)) + dither >> 8`: right shifts compose, so the bits that `T` has lost change nothing. That is
+//! `vpermi2w`, `vpsrlvw`, an addition and a shift.
 
 use iced_x86::code_asm::registers::gpr64::{r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rdx};
 use iced_x86::code_asm::{AsmRegisterZmm, dword_ptr, registers, zmmword_ptr};
@@ -23,7 +23,6 @@ const LIMIT: u8 = 18;
 const LAST: u8 = 19;
 const ORDER: u8 = 22;
 const ONES: u8 = 23;
-const SEVEN: u8 = 24;
 const ZERO: u8 = 25;
 const TABLE: u8 = 26;
 /// The mask of the last keys' scores, set when rows begin: lane programs use the register as well.
@@ -163,14 +162,9 @@ impl Softmax<'_> {
         let e = self.exp;
         let words = |v: i64| v << 16 | v;
         let multiplier = if e.is_short() { words(e.multiplier) } else { e.multiplier };
-        for (register, value) in [
-            (MULTIPLIER, multiplier),
-            (LIMIT, e.limit),
-            (LAST, words(e.last())),
-            (SEVEN, words(7)),
-            (ONES, 0x0101_0101),
-            (ZERO, 0),
-        ] {
+        for (register, value) in
+            [(MULTIPLIER, multiplier), (LIMIT, e.limit), (LAST, words(e.last())), (ONES, 0x0101_0101), (ZERO, 0)]
+        {
             spread(asm, z(register), value)?;
         }
         let table: Vec<u8> = e.table.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -200,7 +194,7 @@ impl Softmax<'_> {
         let other = |v: usize| z(v.min(vectors - 1) as u8);
         asm.c.vpackusdw(z(4), other(0), other(1))?;
         asm.c.vpackusdw(z(5), other(2), other(3))?;
-        (4..6).try_for_each(|n| self.exponential(asm, n))?;
+        (4..6).try_for_each(|n| self.exponential(asm, n, first + 32 * (n as usize - 4)))?;
         asm.c.vpackuswb(z(6), z(6), z(7))?;
         asm.c.vpermd(z(6), z(ORDER), z(6))?;
         if keys < ROW {
@@ -211,8 +205,8 @@ impl Softmax<'_> {
         Ok(())
     }
 
-    /// The exponential of the words of register `n`, in register `n + 2`.
-    fn exponential(&self, asm: &mut Asm, n: u8) -> Assembled {
+    /// The exponential of the words of register `n`, keys `first` and on, in register `n + 2`.
+    fn exponential(&self, asm: &mut Asm, n: u8, first: usize) -> Assembled {
         if self.exp.is_short() {
             asm.c.vpmulhuw(z(n), z(n), z(MULTIPLIER))?;
             if self.exp.shift > 16 {
@@ -223,9 +217,10 @@ impl Softmax<'_> {
         asm.c.vmovdqa64(z(n + 2), z(n))?;
         asm.c.vpermi2w(z(n + 2), z(TABLE), z(TABLE + 1))?;
         asm.c.vpsrlw(z(n), z(n), self.exp.bits)?;
-        asm.c.vpaddw(z(n), z(n), z(SEVEN))?;
         asm.c.vpsrlvw(z(n + 2), z(n + 2), z(n))?;
-        asm.c.vpavgw(z(n + 2), z(n + 2), z(ZERO))?;
+        let dither = asm.bytes(&packed_dither(first));
+        asm.c.vpaddw(z(n + 2), z(n + 2), zmmword_ptr(dither))?;
+        asm.c.vpsrlw(z(n + 2), z(n + 2), 8)?;
         Ok(())
     }
 
@@ -251,6 +246,12 @@ impl Softmax<'_> {
         asm.c.mov(dword_ptr(at(rbx, 0)), gpr32::eax)?;
         Ok(())
     }
+}
+
+/// What the words of 32 keys are rounded up by, in the order of two vectors packed together: four of one, four of the other.
+fn packed_dither(first: usize) -> Vec<u8> {
+    let key = |word: usize| first + 4 * (word / 8) + word % 4 + if word % 8 < 4 { 0 } else { LANES };
+    (0..32).flat_map(|word| u16::from(vitc_ir::dither(key(word))).to_le_bytes()).collect()
 }
 
 /// Combines all double words of a register with one another; each then holds the whole.
