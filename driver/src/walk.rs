@@ -165,7 +165,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
     if feed.len() == 0 && options.mixed.is_none() {
         return placed(module, &quantize::Calibration::default(), &quant, journal);
     }
-    let module = transformed(module, &mut feed, options, journal)?;
+    let module = transformed(module, &mut feed, (options, &quant), journal)?;
     if let Some(mixed) = &options.mixed {
         let (chosen, report) = mixed::choose(&module, &mut feed, &quant, mixed, options)?;
         journal.mixed = Some(report);
@@ -188,7 +188,12 @@ fn placed(module: Module, seen: &quantize::Calibration, quant: &QuantOptions, jo
     Ok(quantized)
 }
 
-fn transformed(module: Module, feed: &mut Feed, options: &WalkOptions, journal: &mut Journal) -> Result<Module> {
+fn transformed(
+    module: Module,
+    feed: &mut Feed,
+    (options, quant): (&WalkOptions, &QuantOptions),
+    journal: &mut Journal,
+) -> Result<Module> {
     let wanted = transform::wanted(&module, &options.transforms);
     if wanted.is_empty() {
         return Ok(module);
@@ -197,7 +202,7 @@ fn transformed(module: Module, feed: &mut Feed, options: &WalkOptions, journal: 
         transform::observe(&module, &wanted, inputs, options.threads, done)
     };
     let seen = feed.pass(&module, "looking at channels", see)?;
-    let (module, applied) = transform::run(module, &seen, &options.transforms)
+    let (module, applied) = transform::run(module, &seen, &options.transforms, quant)
         .map_err(|d| Failure::invalid("the transforms do not fit the model", d))?;
     journal.transformed = applied;
     Ok(module)

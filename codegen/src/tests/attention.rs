@@ -17,7 +17,7 @@ const SHORT: Exp = Exp { limit: 40_000, multiplier: 32_000, shift: 21, entries: 
 
 impl Exp {
     fn table(self, m: &mut Module) -> ValueId {
-        let first = (255i64 << self.table_bits) + (1 << self.table_bits) / 3;
+        let first = 255i64 << self.table_bits;
         let values: Vec<i64> =
             (0..self.entries as i64).map(|i| first - first * i / (2 * self.entries as i64)).collect();
         constant(m, Elem::I32, &[self.entries], &values)

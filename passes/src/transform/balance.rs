@@ -16,6 +16,8 @@ use super::noise::Levels;
 pub(crate) struct Subject {
     pub(crate) query: usize,
     pub(crate) key: usize,
+    /// The product in which they meet.
+    pub(crate) meeting: usize,
     meets: Vec<usize>,
 }
 
@@ -30,7 +32,7 @@ pub(crate) fn subjects(module: &Module) -> Vec<Subject> {
         keys.rev().find_map(|&key| {
             let right = flow::arrives(module, module.nodes[key].result, partner.node)?;
             let meets = pairs(&partner.tags, &right, channels(module, query)?, channels(module, key)?)?;
-            Some(Subject { query, key, meets })
+            Some(Subject { query, key, meeting: partner.node, meets })
         })
     };
     makers.iter().filter_map(subject).collect()

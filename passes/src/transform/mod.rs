@@ -23,6 +23,7 @@ pub use channels::{Channels, observe};
 pub use smooth::Smoothing;
 
 use crate::pattern;
+use crate::quantize::QuantOptions;
 use noise::Levels;
 
 /// A transform by name.
@@ -124,11 +125,12 @@ pub fn run(
     mut module: Module,
     seen: &BTreeMap<ValueId, Channels>,
     choice: &Choice,
+    options: &QuantOptions,
 ) -> Result<(Module, Vec<Applied>), Diagnostics> {
     check_patterns(&module, choice)?;
     let subjects = Subjects::of(&module, choice);
     let mut applied = Vec::new();
-    let levels = Levels::default();
+    let levels = |module: &Module, product: usize| Levels::of(name(module, product), options);
     let channels = |v: ValueId| seen.get(&v).filter(|c| c.is_telling());
     let mut note = |module: &Module, transform, node, errors: Option<(f64, f64)>| {
         if let Some((before, after)) = errors {
@@ -137,16 +139,25 @@ pub fn run(
         }
     };
     for s in &subjects.smooth {
-        let errors = channels(s.seen(&module)).and_then(|c| s.apply(&mut module, c, choice.smoothing, levels));
+        let errors = channels(s.seen(&module)).and_then(|c| {
+            let levels = levels(&module, s.reader());
+            s.apply(&mut module, c, choice.smoothing, levels)
+        });
         note(&module, Transform::Smooth, s.node, errors);
     }
     for s in &subjects.values {
-        let errors = channels(s.seen(&module)).and_then(|c| s.apply(&mut module, c, levels));
+        let errors = channels(s.seen(&module)).and_then(|c| {
+            let levels = levels(&module, s.reader());
+            s.apply(&mut module, c, levels)
+        });
         note(&module, Transform::Values, s.node, errors);
     }
     for s in &subjects.balance {
         let [q, k] = s.seen(&module).map(channels);
-        let errors = q.zip(k).and_then(|(q, k)| s.apply(&mut module, [q, k], levels));
+        let errors = q.zip(k).and_then(|(q, k)| {
+            let levels = levels(&module, s.meeting);
+            s.apply(&mut module, [q, k], levels)
+        });
         note(&module, Transform::Balance, s.query, errors);
     }
     Ok((module, applied))

@@ -5,6 +5,7 @@
 
 use super::channels::Channels;
 use super::edit::Product;
+use crate::quantize::QuantOptions;
 
 /// Levels on both sides: steps between the ends of an activation's range, and steps of the largest weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,9 +14,11 @@ pub(crate) struct Levels {
     pub(crate) weight: f64,
 }
 
-impl Default for Levels {
-    fn default() -> Levels {
-        Levels { activation: 255.0, weight: 127.0 }
+impl Levels {
+    /// Those of a product of this name.
+    pub(crate) fn of(name: &str, options: &QuantOptions) -> Levels {
+        let (activation, weight) = (options.activations.at(name).bits(), options.weights.at(name).bits());
+        Levels { activation: f64::from((1 << activation) - 1), weight: f64::from((1 << (weight - 1)) - 1) }
     }
 }
 

@@ -47,6 +47,11 @@ pub(crate) fn subjects(module: &Module) -> Vec<Subject> {
 }
 
 impl Subject {
+    /// A product that reads the channels: its widths are those the factors are chosen for.
+    pub(crate) fn reader(&self) -> usize {
+        self.readers[0].node
+    }
+
     /// The value whose channels must be known.
     pub(crate) fn seen(&self, module: &Module) -> ValueId {
         module.nodes[self.node].result

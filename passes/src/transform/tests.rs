@@ -44,7 +44,7 @@ fn seen(m: &Module, choice: &Choice, threads: usize) -> BTreeMap<ValueId, Channe
 }
 
 fn transformed(m: &Module, choice: &Choice) -> (Module, Vec<Applied>) {
-    run(m.clone(), &seen(m, choice, 1), choice).unwrap()
+    run(m.clone(), &seen(m, choice, 1), choice, &QuantOptions::default()).unwrap()
 }
 
 /// Only this transform.
@@ -110,7 +110,7 @@ fn nothing_is_done_where_it_is_not_wanted() {
     let m = uneven();
     assert!(wanted(&m, &Choice::none()).is_empty());
     let choice = Choice { without: vec![(Transform::Smooth, "nowhere*".into())], ..Choice::default() };
-    let error = run(m, &BTreeMap::new(), &choice).unwrap_err();
+    let error = run(m, &BTreeMap::new(), &choice, &QuantOptions::default()).unwrap_err();
     assert!(error.to_string().contains("nowhere*"), "{error}");
 }
 

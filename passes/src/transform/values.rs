@@ -32,6 +32,11 @@ pub(crate) fn subjects(module: &Module) -> Vec<Subject> {
 }
 
 impl Subject {
+    /// A product that reads the channels: its widths are those the factors are chosen for.
+    pub(crate) fn reader(&self) -> usize {
+        self.reader.node
+    }
+
     /// The value whose channels must be known: what the second product reads.
     pub(crate) fn seen(&self, module: &Module) -> ValueId {
         module.nodes[self.reader.node].operands[0]
