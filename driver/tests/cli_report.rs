@@ -55,10 +55,12 @@ fn check_sites(report: &Report) {
     for site in &report.sites {
         let (own, simulated) = (db(site.own).unwrap(), db(site.noise[quantized]).unwrap());
         assert!(own > simulated - 1.0, "{}: {own} dB alone, {simulated} dB in all", site.node);
-        assert!(site.noise.iter().flatten().all(|n| n.rank() > 20.0), "{site:?}");
+        // what GELU makes zero may be clipped: only the error behind it counts
+        let clips = site.read_by == ["gelu"];
+        assert!(clips || site.noise.iter().flatten().all(|n| n.rank() > 20.0), "{site:?}");
         assert!(site.noise[..=quantized].iter().all(Option::is_some), "{site:?}");
         assert!(site.histogram.counts.iter().sum::<u64>() > 0 && site.range[0] < site.range[1]);
-        assert!(!site.read_by.is_empty() && site.clipped < 0.01, "{site:?}");
+        assert!(!site.read_by.is_empty() && site.clipped < if clips { 0.1 } else { 0.01 }, "{site:?}");
     }
     let missing = report.sites.iter().filter(|s| s.noise.last().unwrap().is_none());
     assert!(missing.into_iter().all(|s| s.op == "softmax"), "only maps that are divided later have no integers");
