@@ -165,12 +165,14 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
     if feed.len() == 0 && options.mixed.is_none() {
         return placed(module, &quantize::Calibration::default(), &quant, journal);
     }
-    let module = transformed(module, &mut feed, (options, &quant), journal)?;
     if let Some(mixed) = &options.mixed {
+        // the search sees the factors of whole bytes; those for the widths that it chooses are taken below
+        let module = transformed(module.clone(), &mut feed, (options, &quant), journal)?;
         let (chosen, report) = mixed::choose(&module, &mut feed, &quant, mixed, options)?;
         journal.mixed = Some(report);
         quant = chosen;
     }
+    let module = transformed(module, &mut feed, (options, &quant), journal)?;
     let mut seen =
         feed.pass(&module, "calibrating", |inputs, done| quantize::observe(&module, inputs, &quant, done))?;
     if quantize::wants_products(&module, &quant) {
