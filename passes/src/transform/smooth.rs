@@ -25,7 +25,7 @@ pub enum Smoothing {
 }
 
 /// How much of the range goes to the weights.
-const ALPHAS: [f64; 6] = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+const ALPHAS: [f64; 8] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// No factor is further than this from their geometric mean: gamma keeps its digits.
 const FARTHEST: f64 = 256.0;
 /// A weight that small counts as this (SmoothQuant's own guard).
@@ -113,7 +113,7 @@ fn candidates<'a>(form: Smoothing, seen: &'a Channels, weights: &'a [f64]) -> im
         Smoothing::SqB | Smoothing::RepQ => ends().map(|(lo, hi)| (lo + hi) / 2.0).collect(),
     };
     let reach: Vec<f64> = ends().zip(&centre).map(|((lo, hi), c)| (hi - c).max(c - lo)).collect();
-    let alphas = if form == Smoothing::RepQ { &ALPHAS[5..] } else { &ALPHAS[..] };
+    let alphas = if form == Smoothing::RepQ { &ALPHAS[ALPHAS.len() - 1..] } else { &ALPHAS[..] };
     alphas.iter().map(move |&alpha| Change { factor: factors(&reach, weights, alpha), centre: centre.clone() })
 }
 
