@@ -120,7 +120,10 @@ impl LaneSpec {
             Inst::Max(a, b) => (r(a).0.max(r(b).0), r(a).1.max(r(b).1)),
             Inst::SelectLess(_, _, c, d) => (r(c).0.min(r(d).0), r(c).1.max(r(d).1)),
             Inst::Clamp(a, lo, hi) => meet(r(a), (lo.into(), hi.into())),
-            Inst::MulHigh15(..) => I16_RANGE,
+            Inst::MulHigh15(a, b) => {
+                let (least, most) = product(r(a), r(b));
+                meet(((least + (1 << 14)) >> 15, (most + (1 << 14)) >> 15), I16_RANGE)
+            }
             Inst::Table { input, .. } => self.input_interval(input as usize),
         }
     }

@@ -196,8 +196,8 @@ ops! {
     IntConv2d = "int.conv2d" Int ["x", "w", "bias?"] { strides: [usize; 2], pads: [usize; 4], dilations: [usize; 2], groups: usize, layout: ImageLayout, x_zero: i64 } infer::conv_int;
     /// Dyadic requantize, half up: `saturate(((x - x_zero) * multiplier[c] + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32`, one or one per index of `axis` (I-ViT section 3.2). `shift` is 1 to 62.
     IntRequant = "int.requant" Int ["x", "multiplier"] { axis: usize, x_zero: i64, shift: u32, zero_point: i64, to: Elem } infer::requant;
-    /// Cheap requantize for accumulators: `t = saturate16(x + 2^(pre_shift-1) >> pre_shift)`, `saturate((t * multiplier[c] + 2^14 >> 15) + zero_point)`; `multiplier` is `i16`. The sum before the first shift wraps never: the compiler proves it.
-    IntRequant15 = "int.requant15" Int ["x", "multiplier"] { axis: usize, pre_shift: u32, zero_point: i64, to: Elem } infer::requant;
+    /// Cheap requantize in 16 bits: `t = saturate16(x + 2^(pre_shift-1) >> pre_shift)`, `u = t * multiplier[c] + 2^14 >> 15`, `saturate((u + 2^(post_shift-1) >> post_shift) + zero_point)`, without a rounding term where a shift is 0; `multiplier` is `i16`. The sum before the first shift wraps never: the compiler proves it.
+    IntRequant15 = "int.requant15" Int ["x", "multiplier"] { axis: usize, pre_shift: u32, post_shift: u32, zero_point: i64, to: Elem } infer::requant;
     /// Saturating sum in `to`, broadcast; both operands have the same scale and zero point 0.
     IntAdd = "int.add" Int ["a", "b"] { to: Elem } infer::add_int;
     /// `(a - a_zero) * (b - b_zero)` in `i32`, broadcast.
@@ -210,6 +210,8 @@ ops! {
     IntClamp = "int.clamp" Int ["x"] { lo: i64, hi: i64 } infer::same_int;
     /// `table[x - min(x's type)]` for 8-bit `x`; the table has 256 entries of the result's element type.
     IntTable = "int.table" Int ["x", "table"] { } infer::table;
+    /// HardSwish of `i16` in steps of `6 * 2^(shift-15)`, in the same steps: `h = clamp(x, -2^(14-shift), 2^(14-shift) - 1) + 2^(14-shift) << shift`, which is `min(max(x + 3, 0), 6) / 6` in 15 bits, and `y = x * h + 2^14 >> 15`. `shift` is 0 to 14.
+    IntHardSwish = "int.hardswish" Int ["x"] { shift: u32 } infer::hardswish_int;
     /// Exponential of a row for softmax with deferred normalisation. Over the last dimension: `d = min(max(x) - x, limit)`, `t = d * multiplier >> shift`, `y = (256 table[t mod 2^f] >> h) + dither[i] >> 8` with `2^f` the table's length, `h = table_bits + (t >> f)` and `dither[i] = (128 + 158 i) mod 256` for column `i`, so that `y = p * 2^(-t/2^f)`, rounded where the column says, and each row's maximum is `p`, what the table starts with: 255, or 2^b - 1 for maps of b bits. `y` fits `u8`: a table that breaks this is an error.
     IntExp = "int.exp" Int ["x", "table"] { limit: i64, multiplier: i64, shift: u32, table_bits: u32 } infer::exp_int;
     /// Sum over `axis` in `i32`.

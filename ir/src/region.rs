@@ -136,6 +136,7 @@ fn goes_by_rows(module: &Module, node: &Node) -> bool {
         | Op::IntMax {}
         | Op::IntClamp { .. }
         | Op::IntTable {}
+        | Op::IntHardSwish { .. }
         | Op::IntExp { .. }
         | Op::IntReciprocal { .. }
         | Op::IntLayerNorm { .. }

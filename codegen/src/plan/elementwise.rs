@@ -75,8 +75,8 @@ impl<M: Backend> Planner<'_, M> {
                 rounded(&mut insts, *shift, *zero_point);
                 (program(vec![element(0), element(1)], insts, *to), last)
             }
-            Op::IntRequant15 { axis, pre_shift, zero_point, to } => {
-                let insts = requantize15(*pre_shift, *zero_point);
+            Op::IntRequant15 { axis, pre_shift, post_shift, zero_point, to } => {
+                let insts = requantize15(*pre_shift, *post_shift, *zero_point);
                 (program(vec![element(0), input(1, Access::Channel)], insts, *to), *axis)
             }
             Op::IntAdd { to } => {
@@ -110,6 +110,7 @@ impl<M: Backend> Planner<'_, M> {
             Op::IntClamp { lo, hi } => {
                 (program(vec![element(0)], vec![Inst::Load(0), Inst::Clamp(0, *lo, *hi)], elem(0)), last)
             }
+            Op::IntHardSwish { shift } => (program(vec![element(0)], hardswish(*shift), Elem::I16), last),
             Op::IntTable {} => {
                 let bias = elem(0).range().map_or(0, |r| r.0);
                 let insts = vec![Inst::Load(0), Inst::Table { input: 1, index: 0, bias }];
@@ -154,7 +155,7 @@ pub(super) fn rounded(insts: &mut Vec<Inst>, shift: u32, zero_point: i64) {
 }
 
 /// The product is not `MulHigh15`: that one saturates `-2^15 * -2^15`, the op does so only after the zero point.
-fn requantize15(pre_shift: u32, zero_point: i64) -> Vec<Inst> {
+fn requantize15(pre_shift: u32, post_shift: u32, zero_point: i64) -> Vec<Inst> {
     let mut insts = vec![Inst::Load(0)];
     if pre_shift > 0 {
         insts.push(Inst::RoundShr(0, pre_shift));
@@ -165,8 +166,19 @@ fn requantize15(pre_shift: u32, zero_point: i64) -> Vec<Inst> {
         Inst::Load(1),
         Inst::Mul(t, t + 1),
         Inst::RoundShr(t + 2, 15),
-        Inst::Const(zero_point, Width::W32),
-        Inst::Add(t + 3, t + 4),
     ]);
+    if post_shift > 0 {
+        insts.push(Inst::RoundShr(t + 3, post_shift));
+    }
+    let y = insts.len() as u32 - 1;
+    insts.extend([Inst::Const(zero_point, Width::W32), Inst::Add(y, y + 1)]);
     insts
+}
+
+/// The element times its gate.
+fn hardswish(shift: u32) -> Vec<Inst> {
+    let three = 1 << (14 - shift);
+    let gate =
+        [Inst::Clamp(0, -three, three - 1), Inst::Const(three, Width::W32), Inst::Add(1, 2), Inst::Shl(3, shift)];
+    [Inst::Load(0)].into_iter().chain(gate).chain([Inst::MulHigh15(0, 4)]).collect()
 }

@@ -195,6 +195,7 @@ impl<M: Backend> Planner<'_, M> {
             | Op::IntMin {}
             | Op::IntMax {}
             | Op::IntClamp { .. }
+            | Op::IntHardSwish { .. }
             | Op::IntTable {} => self.elementwise(node),
             Op::IntExp { .. }
             | Op::IntReduceSum { .. }

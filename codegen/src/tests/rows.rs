@@ -138,7 +138,9 @@ fn standalone_integer_ops() {
     let mut r = Random(1);
     let x = input(&mut m, Elem::I32, batched(&[5, 11]));
     let s = random_constant(&mut m, &mut r, Elem::I16, &[11], -32768, 32767);
-    let y = node(&mut m, Op::IntRequant15 { axis: 2, pre_shift: 5, zero_point: -3, to: Elem::I16 }, &[x, s]);
+    let cheap = Op::IntRequant15 { axis: 2, pre_shift: 5, post_shift: 2, zero_point: -3, to: Elem::I16 };
+    let y = node(&mut m, cheap, &[x, s]);
+    let y = node(&mut m, Op::IntHardSwish { shift: 3 }, &[y]);
     let z = input(&mut m, Elem::I16, shape(&[5, 1]));
     let y = node(&mut m, Op::IntAdd { to: Elem::I16 }, &[y, z]);
     let y = node(&mut m, Op::IntMul { a_zero: 4, b_zero: -9 }, &[y, z]);

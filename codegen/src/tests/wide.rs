@@ -256,3 +256,57 @@ fn tables_of_halves() {
         check(&mut m, y, 3, &[]);
     }
 }
+
+/// A product whose results are saturated to 16 bits, go through a gate, and are requantized in 16 bits: HardSwish.
+fn gated(n: usize, to: Elem, shift: u32, scalar: bool) -> (Module, ValueId) {
+    let mut m = module();
+    let mut r = Random(n as u64);
+    let x = input(&mut m, Elem::U8, batched(&[5, 24]));
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[24, n], -128, 127);
+    let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+    let factors = if scalar { 1 } else { n };
+    let factor = random_constant(&mut m, &mut r, Elem::I16, &[factors], 1 << 8, i16::MAX.into());
+    let access = if scalar { Access::Scalar } else { Access::Channel };
+    let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::I16, access)];
+    let insts = vec![
+        Inst::Load(0),
+        Inst::Load(1),
+        Inst::MulWide(0, 1),
+        Inst::RoundShr(2, shift),
+        // the gate is a clamp of what is not saturated yet, and before it, as lane rules leave it
+        Inst::Clamp(3, -8192, 8191),
+        Inst::Truncate(4),
+        Inst::Clamp(3, -32768, 32767),
+        Inst::Truncate(6),
+        Inst::Const(8192, Width::W32),
+        Inst::Add(8, 5),
+        Inst::Shl(9, 1),
+        Inst::MulHigh15(7, 10),
+        Inst::Load(2),
+        Inst::MulHigh15(11, 12),
+        Inst::RoundShr(13, 6),
+        Inst::Const(9, Width::W32),
+        Inst::Add(14, 15),
+    ];
+    let l = lane(&mut m, &inputs, insts, to);
+    let y = node(&mut m, Op::FusedMatMul { a_zero: 0, b_zero: 0, lane: l, to }, &[x, w, scale, factor]);
+    (m, y)
+}
+
+#[test]
+fn gates_in_16_bits() {
+    for (i, n) in [1, 16, 17, 31, 32, 33, 50, 64, 100, 128].into_iter().enumerate() {
+        for to in [Elem::U8, Elem::I8, Elem::I16] {
+            let (mut m, y) = gated(n, to, if i % 2 == 0 { 31 } else { 33 }, i % 3 == 0);
+            check(&mut m, y, 3, &[]);
+        }
+    }
+    for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
+        let (mut m, y) = gated(64, Elem::U8, 31, false);
+        m.output("y", y);
+        let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
+        let leaf = compiled.kernels.iter().find(|k| k.name.contains(".leaf")).expect("a leaf");
+        let text = crate::disassemble(&leaf.code[..leaf.instructions]);
+        assert!(text.contains("vpmulhrsw zmm") && !text.contains("vpmulld"), "{text}");
+    }
+}

@@ -15,7 +15,8 @@
 //! * a rounding shift by 33 and more takes the high halves first and rounds in 32 bits: the rounding half has no low bits;
 //! * a constant added after a rounding shift (a zero point) joins the rounding half;
 //! * clamps to what a saturating pack does anyway (before a look-up, before a 16-bit residual add) are left to the pack;
-//! * multipliers of odd lanes are read four bytes on instead of shifted.
+//! * multipliers of odd lanes are read four bytes on instead of shifted;
+//! * what follows a saturation to 16 bits and stays within them runs in 16-bit lanes (`halves`).
 
 /// One instruction with a register or memory as its last operand.
 macro_rules! op {
@@ -29,16 +30,17 @@ macro_rules! op {
 
 mod arith;
 mod bytes;
+mod halves;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, registers, xmmword_ptr, ymmword_ptr, zmmword_ptr,
+    AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, registers, word_ptr, xmmword_ptr, ymmword_ptr, zmmword_ptr,
 };
 use vitc_ir::Elem;
 use vitc_ir::lane::{Inst, Reg};
 
 use super::asm::{Asm, Assembled, Fault, at, k, x, y, z};
-use crate::lane::{Held, I32_RANGE, Interval, LaneSpec, fit};
+use crate::lane::{Held, I32_RANGE, Interval, LaneSpec, fit, meet};
 
 /// Elements of a vector.
 pub(crate) const LANES: usize = 16;
@@ -210,12 +212,15 @@ impl Code<'_> {
         }
         match self.looked_up[last] {
             Some(Found::Bytes(bytes)) if self.spec.last_table().is_some() => self.store_bytes(bytes),
-            Some(Found::Halves(halves)) if self.spec.program.output == Elem::I16 => self.store_found_halves(halves),
+            Some(Found::Halves(halves)) if self.spec.program.output == Elem::I16 => self.store_found_halves(&halves),
             _ => {
                 let range = self.spec.program.output.range().expect("results are integers");
                 if let Some((value, residual)) = self.residual() {
                     let words = self.stage(value as usize, range, false)?;
                     return self.store_halves(&words, Some(residual));
+                }
+                if let Some(tail) = self.tail() {
+                    return self.run_tail(&tail);
                 }
                 let words = self.stage(last, range, false)?;
                 self.store(&words)

@@ -20,6 +20,9 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::IntClamp { lo, hi } => {
             Ok(Data::from_ints(x.elem(), x.i32()?.iter().map(|&v| i64::from(v).clamp(*lo, *hi))))
         }
+        Op::IntHardSwish { shift } => {
+            Ok(Data::narrow(Elem::I16, x.i32()?.iter().map(|&v| hardswish(v, *shift)).collect()))
+        }
         Op::IntTable {} => table(x, call.operands[1]),
         Op::IntReduceSum { axis, .. } => reduce_sum(x, *axis),
         Op::IntLinearAttention { .. } => linear_attention::int(call),
@@ -77,13 +80,13 @@ fn requant(call: &Call) -> Evaluated {
             })?;
             Ok(Data::narrow(to, values))
         }
-        Op::IntRequant15 { axis, pre_shift, zero_point, to } => {
+        Op::IntRequant15 { axis, pre_shift, post_shift, zero_point, to } => {
             let (lo, hi) = range(to)?;
-            let half = if pre_shift == 0 { 0 } else { 1i64 << (pre_shift - 1) };
+            let half = |shift: u32| if shift == 0 { 0 } else { 1i64 << (shift - 1) };
             let values = by_channel(&x, &m, Channels::of(call.shape, axis), |v, m| {
-                let sum = fit(i64::from(v) + half, "the sum before the first shift")?;
+                let sum = fit(i64::from(v) + half(pre_shift), "the sum before the first shift")?;
                 let t = i64::from((sum >> pre_shift).clamp(i16::MIN.into(), i16::MAX.into()));
-                let y = (t * i64::from(m) + (1 << 14)) >> 15;
+                let y = (((t * i64::from(m) + (1 << 14)) >> 15) + half(post_shift)) >> post_shift;
                 Ok(y.saturating_add(zero_point).clamp(lo, hi) as i32)
             })?;
             Ok(Data::narrow(to, values))
@@ -151,6 +154,13 @@ fn mul(call: &Call, a_zero: i64, b_zero: i64) -> Evaluated {
     let difference = |x: i32, zero: i64| i64::from(x).saturating_sub(zero);
     let products = pairs(call, |x, y| difference(x, a_zero).saturating_mul(difference(y, b_zero)))?;
     Ok(Data::I32(products.into_iter().map(|p| fit(p, "a product")).collect::<Result<_, _>>()?))
+}
+
+/// One element of `int.hardswish`. The gate lies in 0..2^15, so the product fits.
+fn hardswish(x: i32, shift: u32) -> i32 {
+    let three = 1i32 << (14 - shift);
+    let gate = (x.clamp(-three, three - 1) + three) << shift;
+    (x * gate + (1 << 14)) >> 15
 }
 
 fn table(x: View, table: View) -> Evaluated {

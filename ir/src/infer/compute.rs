@@ -197,10 +197,11 @@ pub(crate) fn requant(op: &Op, operands: &[&TensorType]) -> Inferred {
             ensure((1..=62).contains(shift), || format!("shift {shift} is outside 1..=62"))?;
             (*axis, *to)
         }
-        Op::IntRequant15 { axis, pre_shift, to, .. } => {
-            want_elem(x, &[Elem::I32], "x")?;
+        Op::IntRequant15 { axis, pre_shift, post_shift, to, .. } => {
+            want_elem(x, &[Elem::I32, Elem::I16], "x")?;
             want_elem(operands[1], &[Elem::I16], "multiplier")?;
             ensure(*pre_shift <= 31, || format!("pre_shift {pre_shift} is outside 0..=31"))?;
+            ensure(*post_shift <= 15, || format!("post_shift {post_shift} is outside 0..=15"))?;
             (*axis, *to)
         }
         _ => unreachable!(),
@@ -235,6 +236,13 @@ pub(crate) fn same_int(op: &Op, operands: &[&TensorType]) -> Inferred {
     want_elem(operands[0], INTS, "x")?;
     ensure(lo <= hi, || format!("clamp to the empty range {lo}..={hi}"))?;
     Ok(TensorType::new(operands[0].elem, operands[0].shape.clone()))
+}
+
+pub(crate) fn hardswish_int(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntHardSwish { shift } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I16], "x")?;
+    ensure(*shift <= 14, || format!("shift {shift} is outside 0..=14"))?;
+    Ok(TensorType::new(Elem::I16, operands[0].shape.clone()))
 }
 
 pub(crate) fn table(_: &Op, operands: &[&TensorType]) -> Inferred {

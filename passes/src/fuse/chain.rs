@@ -86,7 +86,7 @@ fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: Option
         }
         Op::IntRequantRows { .. } => convolution.is_none() && node.operands[0] == value,
         Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),
-        Op::IntClamp { .. } => true,
+        Op::IntClamp { .. } | Op::IntHardSwish { .. } => true,
         Op::IntAdd { .. } | Op::IntMin {} | Op::IntMax {} => node.operands.contains(&value),
         _ => false,
     }
@@ -100,13 +100,22 @@ pub(super) struct Epilogue {
     current: Reg,
     /// Element type of the current value.
     elem: Elem,
+    /// Whether channels are the last dimension, as everywhere but in convolutions that have them first.
+    pub channels_last: bool,
 }
 
 impl Epilogue {
     /// Starts with input 0, an element of that type.
     pub fn new(elem: Elem) -> Epilogue {
         let input = Input { elem, access: Access::Element };
-        Epilogue { inputs: vec![input], insts: vec![Inst::Load(0)], extras: Vec::new(), current: 0, elem }
+        Epilogue {
+            inputs: vec![input],
+            insts: vec![Inst::Load(0)],
+            extras: Vec::new(),
+            current: 0,
+            elem,
+            channels_last: true,
+        }
     }
 
     fn push(&mut self, inst: Inst) -> Reg {
@@ -136,7 +145,14 @@ impl Epilogue {
     /// The operand of a symmetric op that is not the chain's value, or that value again.
     fn other(&mut self, module: &Module, node: &Node, value: ValueId) -> Reg {
         match node.operands.iter().copied().find(|&v| v != value) {
-            Some(other) => self.load(other, module.ty(other).elem, Access::Element),
+            Some(other) => {
+                let (ty, channels) = (module.ty(other), module.ty(value).shape.last_fixed());
+                let by_channel = self.channels_last
+                    && ty.shape.rank() == 1
+                    && is_constant(module, other)
+                    && ty.shape.last_fixed() == channels;
+                self.load(other, ty.elem, if by_channel { Access::Channel } else { Access::Element })
+            }
             None => self.current,
         }
     }
@@ -179,7 +195,7 @@ impl Epilogue {
                 let m = self.load(node.operands[1], Elem::I32, access);
                 self.dyadic(m, *shift, *zero_point, *to);
             }
-            Op::IntRequant15 { pre_shift, zero_point, to, .. } => {
+            Op::IntRequant15 { pre_shift, post_shift, zero_point, to, .. } => {
                 let c = module.const_of(node.operands[1]).ok_or("a multiplier is a constant")?;
                 if *pre_shift > 0 {
                     self.step(Inst::RoundShr(self.current, *pre_shift));
@@ -187,6 +203,9 @@ impl Epilogue {
                 self.step(Inst::Clamp(self.current, i16::MIN.into(), i16::MAX.into()));
                 let m = self.load(node.operands[1], Elem::I16, channel_access(c));
                 self.step(Inst::MulHigh15(self.current, m));
+                if *post_shift > 0 {
+                    self.step(Inst::RoundShr(self.current, *post_shift));
+                }
                 self.add_constant(*zero_point);
                 self.saturate(*to);
             }
@@ -198,6 +217,7 @@ impl Epilogue {
                 self.elem = ty.elem;
             }
             Op::IntClamp { lo, hi } => self.step(Inst::Clamp(self.current, *lo, *hi)),
+            Op::IntHardSwish { shift } => self.hardswish(*shift),
             Op::IntAdd { to } => {
                 let b = self.other(module, node, value);
                 self.step(Inst::Add(self.current, b));
@@ -234,6 +254,17 @@ impl Epilogue {
             self.step(Inst::Truncate(self.current));
         }
         self.saturate(to);
+    }
+
+    /// The value times `min(max(x + 3, 0), 6) / 6` in 15 bits.
+    fn hardswish(&mut self, shift: u32) {
+        let (x, three) = (self.current, 1 << (14 - shift));
+        self.step(Inst::Clamp(x, -three, three - 1));
+        self.add_constant(three);
+        if shift > 0 {
+            self.step(Inst::Shl(self.current, shift));
+        }
+        self.step(Inst::MulHigh15(x, self.current));
     }
 
     /// The program and its extras in operand order.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use vitc_ir::attr::LaneName;
 use vitc_ir::lane::{Access, Inst, Width};
-use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, ImageLayout, Module, Node, Op, Stage, ValueId};
 
 use crate::clean::draft::{Draft, Fired};
 use attention::Attention;
@@ -147,6 +147,7 @@ impl Fuse<'_> {
         let (mut epilogue, rest) = match &head.op {
             Op::IntMatMul { .. } | Op::IntConv2d { .. } => {
                 let mut epilogue = Epilogue::new(Elem::I32);
+                epilogue.channels_last = !matches!(head.op, Op::IntConv2d { layout: ImageLayout::ChannelsFirst, .. });
                 if let Some(&bias) = head.operands.get(2) {
                     epilogue.add_bias(bias, source.ty(bias));
                 }

@@ -85,7 +85,7 @@ fn unary(module: &Module, n: usize) -> bool {
     match node.op {
         Op::IntRequant { .. } | Op::IntRequant15 { .. } => single(node.operands[1]),
         Op::IntTable {} => is_constant(module, node.operands[1]),
-        Op::IntClamp { .. } | Op::IntShiftGelu { .. } => true,
+        Op::IntClamp { .. } | Op::IntHardSwish { .. } | Op::IntShiftGelu { .. } => true,
         _ => false,
     }
 }
@@ -116,7 +116,9 @@ fn with_axis_0(op: Op) -> Op {
         Op::IntRequant { x_zero, shift, zero_point, to, .. } => {
             Op::IntRequant { axis: 0, x_zero, shift, zero_point, to }
         }
-        Op::IntRequant15 { pre_shift, zero_point, to, .. } => Op::IntRequant15 { axis: 0, pre_shift, zero_point, to },
+        Op::IntRequant15 { pre_shift, post_shift, zero_point, to, .. } => {
+            Op::IntRequant15 { axis: 0, pre_shift, post_shift, zero_point, to }
+        }
         other => other,
     }
 }

@@ -72,6 +72,7 @@ pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
         Op::IntRequant { .. } | Op::IntRequantRows { .. } => 3 * out,
         Op::IntRequant15 { .. } | Op::IntAdd { .. } | Op::IntMul { .. } | Op::IntClamp { .. } => out,
         Op::IntMin {} | Op::IntMax {} | Op::IntTable {} => out,
+        Op::IntHardSwish { .. } => 2 * out,
         Op::IntShiftGelu { .. } => 30 * out,
         Op::IntLayerNorm { .. } => 3 * out,
         Op::IntShiftLayerNorm { .. } => 8 * out,

@@ -177,6 +177,7 @@ impl Lowering<'_> {
                 ("layernorm", "shift") => matches!(op, Op::IntShiftLayerNorm { .. }),
                 ("div", "reciprocal") => matches!(op, Op::IntReciprocal { .. }),
                 ("gelu", "shift") => matches!(op, Op::IntShiftGelu { .. }),
+                ("hardswish", "gate") => matches!(op, Op::IntHardSwish { .. }),
                 (_, "table") => matches!(op, Op::IntTable { .. }),
                 _ => false,
             };

@@ -181,6 +181,12 @@ impl Match<'_> {
         self.constant_of(&name, ty, values)
     }
 
+    /// Adds a rank-1 `i16` constant named after the matched node.
+    pub fn i16_vector(&mut self, what: &str, values: &[i16]) -> Id {
+        let name = format!("{}.{what}", self.loc().as_deref().unwrap_or("value"));
+        self.constant_of(&name, TensorType::new(Elem::I16, Shape::fixed(&[values.len()])), values)
+    }
+
     /// Notes a candidate form of a nonlinear site and says whether extraction may choose it. `auto` admits the closest form we
     /// have of each op always (else a model with an unusual site could not be compiled at all) and the shift forms within the
     /// error budget; a user who asked for the shift forms gets them whatever their error, where there is one.

@@ -176,12 +176,26 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
         }
         "sink-scale" | "sink-scale-left" | "sink-divisor" => {
             let x = b.bytes(&[rows, k]);
-            let c = b.m.constant(Const::new("c", TensorType::f32(shape(&[1])), &[0.37f32]));
+            let channels = if rows % 2 == 0 { k } else { 1 };
+            let values: Vec<f32> = (0..channels).map(|c| 0.37 + c as f32).collect();
+            let c = b.m.constant(Const::new("c", TensorType::f32(shape(&[channels])), &values));
             match rule {
                 "sink-scale" => b.op(Op::Mul {}, &[x, c]),
                 "sink-scale-left" => b.op(Op::Mul {}, &[c, x]),
                 _ => b.op(Op::Div {}, &[x, c]),
             }
+        }
+        "gated-hardswish" => {
+            let x = b.signed(Elem::I16, &[rows, k], 24.0 / 32768.0);
+            let y = b.op(Op::HardSwish {}, &[x]);
+            b.quantize(Elem::U8, y, 0.06, 8)
+        }
+        "requantize-halves" => {
+            let x = b.signed(Elem::I16, &[rows, k], 0.001);
+            let factors: Vec<f32> = (0..k).map(|c| 1.0 + c as f32 / 8.0).collect();
+            let factors = b.m.constant(Const::new("f", TensorType::f32(shape(&[k])), &factors));
+            let y = b.op(Op::Mul {}, &[x, factors]);
+            b.quantize(Elem::U8, y, 0.2, 100)
         }
         "hoist-reshape" => hoisted(b, Op::Reshape { shape: shape(&[rows * 4, 6]) }),
         "hoist-transpose" => hoisted(b, Op::Transpose { perm: vec![1, 0, 2] }),

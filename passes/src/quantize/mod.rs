@@ -31,6 +31,7 @@ use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 pub use observe::{Calibration, observe};
 pub use placed::Placed;
 pub use rounding::{Rounding, observe_products, wants_products};
+pub(crate) use sites::is_fine_hardswish;
 pub(crate) use stream::stream;
 pub(crate) use weights::nearest;
 pub use widths::{Width, Widths};

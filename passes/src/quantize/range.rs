@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vitc_ir::{Diagnostic, Diagnostics, Module, Op, Quant, ValueId};
+use vitc_ir::{Diagnostic, Diagnostics, Module, Node, Op, Quant, ValueId};
 
 use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
-use super::sites::{Role, Site, Sites};
+use super::sites::{self, Role, Site, Sites};
 use super::through::Through;
 use super::widths::{self, Width};
 use super::{Observer, QuantOptions};
@@ -98,7 +98,22 @@ fn group_grid(
         let quant = least_error(whole, make, |q| error(q.scale_at(0), q.zero_point));
         return Ok(Grid { elem: role.elem(), quant, width });
     }
-    Ok(Grid { elem: role.elem(), quant: quant(role, &joint, observer, width.unwrap_or(Width::EIGHT)), width })
+    let quant = quant(role, &joint, observer, width.unwrap_or(Width::EIGHT));
+    let quant = if is_gated(module, members) { gate_steps(&quant) } else { quant };
+    Ok(Grid { elem: role.elem(), quant, width })
+}
+
+/// Whether a HardSwish in 16 bits reads one of these sites.
+fn is_gated(module: &Module, members: &[Site]) -> bool {
+    let reads = |n: &&Node| members.contains(&(n.operands[0], Role::Wide)) && sites::is_fine_hardswish(module, n);
+    module.nodes.iter().filter(|n| matches!(n.op, Op::HardSwish {})).any(|n| reads(&n))
+}
+
+/// Steps in which the interval from -3 to 3, where the gate of HardSwish is open in part, has a power of two of them.
+fn gate_steps(quant: &Quant) -> Quant {
+    let unit = 6.0 / 32768.0;
+    let shift = (quant.scale_at(0) / unit).log2().ceil().clamp(0.0, 14.0);
+    Quant::per_tensor(unit * shift.exp2(), 0)
 }
 
 /// How ranges of this width are chosen, by measurement on DeiT-tiny (docs/accuracy.md): clipping for the least squared error

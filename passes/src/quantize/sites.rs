@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vitc_ir::{Class, Def, Dim, Elem, Module, Op, ValueId};
+use vitc_ir::{Class, Def, Dim, Elem, Module, Node, Op, Shape, ValueId};
 
 use super::given;
 use crate::clean::slices::is_elementwise;
@@ -56,6 +56,9 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
     let weights = constant || given::integers(module, v).is_some();
     let integer = |role| if constant { Demand::Plain } else { Demand::Integer(role) };
     match (&node.op, i) {
+        (Op::HardSwish {}, _) if is_fine_hardswish(module, node) => Demand::Integer(Role::Wide),
+        (Op::Mul {}, 0) if scales_channels(module, node) => Demand::Integer(Role::Wide),
+        (Op::Mul {}, 1) if scales_channels(module, node) => Demand::Plain,
         (Op::Add {}, _) if only_biases_scores(module, node.result) => Demand::Plain,
         (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
         (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some_and(|s| s != v) => Demand::Plain,
@@ -80,6 +83,44 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (op, _) if op.class() == Class::Float => integer(Role::Unsigned),
         _ => Demand::Plain,
     }
+}
+
+/// Whether HardSwish is computed in 16 bits, in the steps of what it reads: where it takes the accumulators of a product and
+/// leaves them to other kernels. Trio-ViT keeps what is before the activation unquantized as well: in 8 bits it loses more than the result does.
+/// A model that came quantized keeps the bytes it has.
+pub(crate) fn is_fine_hardswish(module: &Module, node: &Node) -> bool {
+    let weighted =
+        |n: &Node| matches!(n.op, Op::MatMul {} | Op::Conv2d { .. }) && module.const_of(n.operands[1]).is_some();
+    let mut users = module.nodes.iter().filter(|n| n.operands.contains(&node.result));
+    matches!(node.op, Op::HardSwish {})
+        && module.node_of(node.operands[0]).is_some_and(weighted)
+        && users.all(|n| n.op.class() != Class::Quant && (!is_elementwise(&n.op) || moves_channels(module, n)))
+}
+
+/// Whether a node multiplies what HardSwish yields by a positive factor for each channel: a requantize from 16 bits with a
+/// multiplier for each.
+pub(crate) fn scales_channels(module: &Module, node: &Node) -> bool {
+    let positive = |c: &vitc_ir::Const| c.values::<f32>().iter().all(|f| *f > 0.0);
+    matches!(node.op, Op::Mul {})
+        && per_channel(module, node).is_some_and(positive)
+        && module.node_of(node.operands[0]).is_some_and(|n| n.op == (Op::HardSwish {}) || shifts_channels(module, n))
+}
+
+/// Whether a node adds a constant to each channel of what HardSwish yields.
+fn shifts_channels(module: &Module, node: &Node) -> bool {
+    matches!(node.op, Op::Add {})
+        && per_channel(module, node).is_some()
+        && module.node_of(node.operands[0]).is_some_and(|n| n.op == (Op::HardSwish {}))
+}
+
+fn moves_channels(module: &Module, node: &Node) -> bool {
+    scales_channels(module, node) || shifts_channels(module, node)
+}
+
+/// The second operand, when it is a constant for each channel, the last dimension.
+fn per_channel<'m>(module: &'m Module, node: &Node) -> Option<&'m vitc_ir::Const> {
+    let channels = module.ty(node.result).shape.last_fixed()?;
+    module.const_of(node.operands[1]).filter(|c| c.ty.elem == Elem::F32 && c.ty.shape == Shape::fixed(&[channels]))
 }
 
 /// Whether a value is the normalised image, which the convolution takes over.
@@ -252,6 +293,7 @@ impl Sites {
             match node.op {
                 Op::Add {} | Op::Sub {} | Op::Min {} | Op::Max {} if chain_source(module, node.result).is_some() => {}
                 Op::Add {} if only_biases_scores(module, node.result) => {}
+                Op::HardSwish {} if is_fine_hardswish(module, node) => sites.join_result(module, node, Role::Wide),
                 Op::Add {} | Op::Sub {} => sites.join_result(module, node, Role::Wide),
                 Op::Min {} | Op::Max {} => sites.join_result(module, node, Role::Unsigned),
                 _ => {}
@@ -270,7 +312,7 @@ impl Sites {
         }
     }
 
-    /// Operands and result of a sum, or of the smaller or larger of two, have one scale.
+    /// Operands and result of a sum, of the smaller or larger of two, or of HardSwish in 16 bits have one scale.
     fn join_result(&mut self, module: &Module, node: &vitc_ir::Node, role: Role) {
         for &v in &node.operands {
             for o in origins(module, v) {

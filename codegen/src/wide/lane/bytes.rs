@@ -67,7 +67,7 @@ impl Code<'_> {
     }
 
     /// Stores 16-bit entries as they are.
-    pub(super) fn store_found_halves(&mut self, halves: [u8; 2]) -> Assembled {
+    pub(super) fn store_found_halves(&mut self, halves: &[u8]) -> Assembled {
         for (i, &n) in halves.iter().enumerate().take(self.group.columns.div_ceil(32)) {
             let to = zmmword_ptr(at(self.group.out.0, self.group.out.1 + 64 * i as i64));
             if self.group.columns < (i + 1) * 32 {

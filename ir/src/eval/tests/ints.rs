@@ -123,12 +123,31 @@ fn requantize_is_within_half_a_step_of_the_real_product() {
 
 #[test]
 fn cheap_requantize_follows_its_two_steps() {
-    let op = |pre_shift, zero_point| Op::IntRequant15 { axis: 0, pre_shift, zero_point, to: Elem::U8 };
+    let op = |pre_shift, zero_point| Op::IntRequant15 { axis: 0, pre_shift, post_shift: 0, zero_point, to: Elem::U8 };
     let m = |v| Tensor::ints(Elem::I16, &[1], [v]);
     let x = i32s(&[100, 101, -100, 1 << 30, 65536]);
     assert_eq!(ints(op(1, 10), &[x.clone(), m(16384)]), [35, 36, 0, 255, 255]);
     assert_eq!(ints(op(0, 0), &[x, m(32767)]), [100, 101, 0, 255, 255]);
     overflows(op(2, 0), &[i32s(&[i32::MAX.into()]), m(1)]);
+    let twice = Op::IntRequant15 { axis: 0, pre_shift: 0, post_shift: 3, zero_point: 10, to: Elem::U8 };
+    let halves = Tensor::ints(Elem::I16, &[4], [80, 87, 88, -32768]);
+    assert_eq!(ints(twice, &[halves, m(16384)]), [15, 16, 16, 0]);
+}
+
+#[test]
+fn hardswish_is_next_to_its_reals() {
+    let x: Vec<i64> = (i16::MIN.into()..=i16::MAX.into()).collect();
+    for shift in [0, 1, 4, 9, 14] {
+        let step = 6.0 * f64::from(shift as i32 - 15).exp2();
+        let got = ints(Op::IntHardSwish { shift }, &[Tensor::ints(Elem::I16, &[x.len()], x.iter().copied())]);
+        for (&y, &x) in got.iter().zip(&x) {
+            let real = x as f64 * step;
+            let want = real * (real + 3.0).clamp(0.0, 6.0) / 6.0;
+            // half a step, and the last of the gate's steps, which the clamp leaves out
+            let allowed = 0.5 * step + real.abs() * f64::from(shift as i32 - 15).exp2() + 1e-9;
+            assert!((y as f64 * step - want).abs() <= allowed, "{shift}: {x} gives {y}");
+        }
+    }
 }
 
 #[test]

@@ -51,6 +51,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("fine-softmax",       Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            fine_softmax),
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
         rule("shift-attention",     Approximate, LINEAR_ATTENTION,                                           shift_attention),
+        rule("gated-hardswish",    Rounding,    "(hardswish ?m (dequantize ?d ?x))",                        gated_hardswish),
         rule("quotient",           Rounding,    "(quantize ?q (div ?m (dequantize ?da ?a) (dequantize ?db ?b)))", quotient),
         rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
     ];
@@ -398,6 +399,23 @@ fn linear_attention_by(m: &mut Match<'_>, log2: bool) -> Option<Id> {
     }
     let operands = [m.var("?a")?, m.var("?k")?, m.var("?v")?];
     m.apply(op, Some(target), &operands)
+}
+
+/// HardSwish in 16 bits: the value times its gate. The gate has 15 bits, so the result is off by half a step and by `2^-15` of
+/// itself for every step of the shift at most.
+fn gated_hardswish(m: &mut Match<'_>) -> Option<Id> {
+    let x = m.ty("?x")?;
+    let quant = x.quant.clone()?;
+    let shift = (quant.single()? * 32768.0 / 6.0).log2();
+    if x.elem != Elem::I16 || quant.zero_point != 0 || shift.fract() != 0.0 || !(0.0..=14.0).contains(&shift) {
+        return None;
+    }
+    if !m.admit("hardswish", "gate", cost::table(&x), Error::Steps(0.5)) {
+        return None;
+    }
+    let operand = m.var("?x")?;
+    let gated = m.apply(Op::IntHardSwish { shift: shift as u32 }, Some(quant), &[operand])?;
+    m.dequantize(gated)
 }
 
 /// The quotient of two activations of 16 bits: one division for each divisor, then a product for each numerator. The

@@ -45,6 +45,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("hoist-concat-2",         Exact,    "(quantize ?q (concat ?m ?a ?b))",                             hoist_concat),
         rule("quantize-clip",          Exact,    "(quantize ?q (clip ?c ?x))",                                  quantize_clip),
         rule("requantize",             Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize),
+        rule("requantize-halves",      Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize_halves),
         rule("requantize-add",         Rounding, "(quantize ?q (add ?m (dequantize ?da ?a) (dequantize ?db ?b)))", requantize_add),
     ]
 }
@@ -274,31 +275,38 @@ fn sink_product(m: &mut Match<'_>) -> Option<Id> {
     m.dequantize(product)
 }
 
-fn scalar_constant(m: &Match<'_>) -> Option<f64> {
+/// A constant of one element, or of one for each channel.
+fn factors(m: &Match<'_>) -> Option<Vec<f64>> {
     let c = m.constant("?c")?;
-    let values = c.values::<f32>();
-    (c.ty.elem == Elem::F32 && values.len() == 1 && c.ty.shape.rank() <= 1).then(|| f64::from(values[0]))
+    (c.ty.elem == Elem::F32 && c.ty.shape.rank() <= 1).then(|| c.values::<f32>().iter().map(|&f| f.into()).collect())
 }
 
 fn sink_scale(m: &mut Match<'_>) -> Option<Id> {
-    let factor = scalar_constant(m)?;
-    rescale(m, factor)
+    let factors = factors(m)?;
+    rescale(m, &factors)
 }
 
 fn sink_divisor(m: &mut Match<'_>) -> Option<Id> {
-    let factor = 1.0 / scalar_constant(m)?;
-    rescale(m, factor)
+    let factors: Vec<f64> = factors(m)?.iter().map(|f| 1.0 / f).collect();
+    rescale(m, &factors)
 }
 
-/// Multiplying by a positive constant changes what the integers mean, not the integers: a reshape to the same shape with
+/// Multiplying by positive constants changes what the integers mean, not the integers: a reshape to the same shape with
 /// another quantization, which costs nothing.
-fn rescale(m: &mut Match<'_>, factor: f64) -> Option<Id> {
+fn rescale(m: &mut Match<'_>, factors: &[f64]) -> Option<Id> {
     let x = m.ty("?x")?;
     let quant = x.quant?;
-    if !(factor > 0.0 && factor.is_finite()) || m.root_type()?.shape != x.shape {
+    if !factors.iter().all(|f| *f > 0.0 && f.is_finite()) || m.root_type()?.shape != x.shape {
         return None;
     }
-    let quant = Quant { scale: quant.scale.iter().map(|s| (s.0 * factor).into()).collect(), ..quant };
+    let quant = match (factors, quant.single()) {
+        ([factor], _) => Quant { scale: quant.scale.iter().map(|s| (s.0 * factor).into()).collect(), ..quant },
+        (_, Some(scale)) => {
+            let axis = x.shape.rank().checked_sub(1).filter(|_| x.shape.last_fixed() == Some(factors.len()))?;
+            Quant::per_axis(factors.iter().map(|f| f * scale), axis, quant.zero_point)
+        }
+        (_, None) => return None,
+    };
     let operand = m.var("?x")?;
     let relabelled = m.apply(Op::Reshape { shape: x.shape }, Some(quant), &[operand])?;
     m.dequantize(relabelled)
@@ -363,6 +371,32 @@ fn requantized(m: &mut Match<'_>, x: Id, target: Quant, op: Op) -> Option<Id> {
     let axis = source.axis.or(ty.shape.rank().checked_sub(1))?;
     let (x_zero, zero_point) = (source.zero_point.into(), target.zero_point.into());
     m.apply(Op::IntRequant { axis, x_zero, shift, zero_point, to }, Some(target), &[x, multiplier])
+}
+
+/// From 16 bits to 8 in 16-bit arithmetic. The largest multiplier has 15 bits; where the smallest has few, nothing is gained.
+fn requantize_halves(m: &mut Match<'_>) -> Option<Id> {
+    const FEWEST_BITS: i32 = 9;
+    let (q, x) = (m.attrs("?q")?, m.var("?x")?);
+    let (Op::Quantize { to }, target, ty) = (q.op, q.quant?, m.fact(x).ty.clone()?) else { return None };
+    let source = ty.quant.clone()?;
+    if ty.elem != Elem::I16 || to.bytes() > 1 || source.zero_point != 0 {
+        return None;
+    }
+    let scale = target.single()?;
+    let ratio = |s: &vitc_ir::Real| s.0 / scale;
+    let (least, most) = source.scale.iter().map(ratio).fold((f64::INFINITY, 0f64), |(l, h), r| (l.min(r), h.max(r)));
+    if !(least > 0.0 && most < 0.25) || arith::exponent(most) - arith::exponent(least) > 14 - FEWEST_BITS {
+        return None;
+    }
+    // the largest lies in 2^14..2^15, or just below for what would round up to it
+    let post_shift = (-1 - arith::exponent(most)) as u32;
+    let unit = f64::from(post_shift + 15).exp2();
+    let multipliers: Vec<i16> =
+        source.scale.iter().map(|s| (ratio(s) * unit).round().min(f64::from(i16::MAX)) as i16).collect();
+    let multiplier = m.i16_vector("multiplier", &multipliers);
+    let axis = source.axis.or(ty.shape.rank().checked_sub(1))?;
+    let op = Op::IntRequant15 { axis, pre_shift: 0, post_shift, zero_point: target.zero_point.into(), to };
+    (post_shift <= 15).then(|| m.apply(op, Some(target), &[x, multiplier]))?
 }
 
 /// Operands of different scales: each is requantized to the result's, then they add (I-ViT: two roundings).
