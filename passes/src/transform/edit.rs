@@ -1,6 +1,7 @@
-//! Rescaling in place: constants are replaced, nodes stay, so that values keep their ids.
+//! Rescaling in place: constants are replaced and nodes put between others, and values keep their ids.
 
-use vitc_ir::{Const, Module, Shape, TensorType, ValueId};
+use vitc_ir::graph::Value;
+use vitc_ir::{Const, Def, ImageLayout, Module, Node, Op, Shape, TensorType, ValueId};
 
 /// A constant of floats as `f64`, repeated to `count` when it is a single one.
 pub(crate) fn floats(module: &Module, v: ValueId, count: usize) -> Option<Vec<f64>> {
@@ -75,6 +76,12 @@ impl Product {
         self.touched_bias |= self.bias[n] != 0.0;
     }
 
+    /// Adds a constant to output `n`.
+    pub(crate) fn shift_column(&mut self, n: usize, c: f64) {
+        self.bias[n] += c;
+        self.touched_bias |= c != 0.0;
+    }
+
     /// Writes weights and bias back as new constants.
     pub(crate) fn store(self, module: &mut Module) {
         replace(module, self.node, 1, &[self.rows, self.columns], self.weights.into_iter());
@@ -82,4 +89,100 @@ impl Product {
             replace(module, self.node, 2, &[self.columns], self.bias.into_iter());
         }
     }
+}
+
+/// Weights [O, I / groups, taps] of a convolution with its channels last, and its bias, as `f64`.
+pub(crate) struct Filters {
+    pub(crate) node: usize,
+    pub(crate) filters: usize,
+    /// Input channels of one filter.
+    pub(crate) depth: usize,
+    pub(crate) taps: usize,
+    pub(crate) groups: usize,
+    /// Whether positions beyond the border count, as zeros.
+    pub(crate) padded: bool,
+    pub(crate) weights: Vec<f64>,
+    pub(crate) bias: Vec<f64>,
+    touched_bias: bool,
+    dims: Vec<usize>,
+}
+
+impl Filters {
+    /// A convolution whose filters and bias are constant.
+    pub(crate) fn of(module: &Module, node: usize) -> Option<Filters> {
+        let Op::Conv2d { pads, groups, layout: ImageLayout::ChannelsLast, .. } = module.nodes[node].op else {
+            return None;
+        };
+        let operands = &module.nodes[node].operands;
+        let c = module.const_of(operands[1]).filter(|c| c.ty.elem == vitc_ir::Elem::F32)?;
+        let dims = c.ty.shape.as_fixed()?;
+        let bias = match operands.get(2) {
+            Some(&b) => floats(module, b, dims[0])?,
+            None => vec![0.0; dims[0]],
+        };
+        let weights = c.values::<f32>().iter().map(|&w| w.into()).collect();
+        let (filters, depth, taps) = (dims[0], dims[1], dims[2..].iter().product());
+        let padded = pads.iter().any(|p| *p > 0);
+        Some(Filters { node, filters, depth, taps, groups, padded, weights, bias, touched_bias: false, dims })
+    }
+
+    /// The taps of filter `o` on its input `i`.
+    pub(crate) fn taps_of(&self, o: usize, i: usize) -> &[f64] {
+        &self.weights[(o * self.depth + i) * self.taps..][..self.taps]
+    }
+
+    /// The input channel that filter `o` reads as its input `i`.
+    pub(crate) fn channel(&self, o: usize, i: usize) -> usize {
+        o / (self.filters / self.groups) * self.depth + i
+    }
+
+    /// Takes an input that became `(x - centre) / factor`. A centre is for convolutions without borders.
+    pub(crate) fn take_input(&mut self, factor: &[f64], centre: &[f64]) {
+        for o in 0..self.filters {
+            for i in 0..self.depth {
+                let c = self.channel(o, i);
+                self.bias[o] += centre[c] * self.taps_of(o, i).iter().sum::<f64>();
+                self.touched_bias |= centre[c] != 0.0;
+                let at = (o * self.depth + i) * self.taps;
+                self.weights[at..at + self.taps].iter_mut().for_each(|w| *w *= factor[c]);
+            }
+        }
+    }
+
+    /// Makes every output `(y - centre) / factor`.
+    pub(crate) fn give_output(&mut self, factor: &[f64], centre: &[f64]) {
+        let each = self.depth * self.taps;
+        for o in 0..self.filters {
+            self.weights[o * each..(o + 1) * each].iter_mut().for_each(|w| *w /= factor[o]);
+            self.bias[o] = (self.bias[o] - centre[o]) / factor[o];
+            self.touched_bias |= self.bias[o] != 0.0;
+        }
+    }
+
+    /// Writes weights and bias back as new constants.
+    pub(crate) fn store(self, module: &mut Module) {
+        replace(module, self.node, 1, &self.dims, self.weights.into_iter());
+        if self.touched_bias {
+            replace(module, self.node, 2, &[self.filters], self.bias.into_iter());
+        }
+    }
+}
+
+/// Puts a node behind another one: all that read its result read the new node's.
+pub(crate) fn insert_behind(module: &mut Module, node: usize, op: Op, constant: ValueId) -> ValueId {
+    let (from, loc) = (module.nodes[node].result, module.nodes[node].loc.clone());
+    let result = ValueId(module.values.len() as u32);
+    let behind = module.nodes.iter_mut().skip(node + 1);
+    behind.flat_map(|n| &mut n.operands).filter(|v| **v == from).for_each(|v| *v = result);
+    let at = node + 1;
+    for value in &mut module.values {
+        if let Def::Node(n) = &mut value.def
+            && *n >= at
+        {
+            *n += 1;
+        }
+    }
+    module.values.push(Value { def: Def::Node(at), ty: module.ty(from).clone() });
+    module.nodes.insert(at, Node { op, operands: vec![from, constant], result, loc, place: None, region: None });
+    result
 }

@@ -2,13 +2,16 @@
 //! and from activations to weights, exactly but for float rounding.
 //!
 //! Each transform has a file: [`smooth`] (SmoothQuant, SQ-b, RepQ), [`values`] (values of attention into the projection behind),
-//! [`balance`] (queries against keys). [`wanted`] says what calibration must see of the channels, [`run`] rewrites where the
+//! [`balance`] (queries against keys), [`migrate`] (channels between convolutions). [`wanted`] says what calibration must see of the channels, [`run`] rewrites where the
 //! predicted error ([`noise`]) becomes smaller. They run in stage `shape`, before ranges are observed.
 
 mod balance;
 mod channels;
 mod edit;
 mod flow;
+mod migrate;
+#[cfg(test)]
+mod migrate_tests;
 mod noise;
 mod smooth;
 #[cfg(test)]
@@ -35,12 +38,21 @@ pub enum Transform {
     Values,
     /// Channels of queries and keys.
     Balance,
+    /// Factors of channels between convolutions.
+    Migrate,
+    /// Centres of channels between convolutions.
+    Shift,
 }
 
 impl Transform {
     /// Every transform with its word.
-    pub const WORDS: [(Transform, &'static str); 3] =
-        [(Transform::Smooth, "smooth"), (Transform::Values, "values"), (Transform::Balance, "balance")];
+    pub const WORDS: [(Transform, &'static str); 5] = [
+        (Transform::Smooth, "smooth"),
+        (Transform::Values, "values"),
+        (Transform::Balance, "balance"),
+        (Transform::Migrate, "migrate"),
+        (Transform::Shift, "shift"),
+    ];
 
     /// The transform's word.
     pub fn word(self) -> &'static str {
@@ -90,6 +102,7 @@ struct Subjects {
     smooth: Vec<smooth::Subject>,
     values: Vec<values::Subject>,
     balance: Vec<balance::Subject>,
+    migrate: Vec<(migrate::Subject, migrate::Allowed)>,
 }
 
 impl Subjects {
@@ -100,14 +113,21 @@ impl Subjects {
         smooth.retain(|s| allows(Transform::Smooth, s.node));
         values.retain(|s| allows(Transform::Values, s.node));
         balance.retain(|s| allows(Transform::Balance, s.query));
-        Subjects { smooth, values, balance }
+        let allowed = |s: migrate::Subject| {
+            let allows = |transform| allows(transform, s.node(module));
+            let allowed = migrate::Allowed { migrate: allows(Transform::Migrate), shift: allows(Transform::Shift) };
+            (allowed.migrate || allowed.shift).then_some((s, allowed))
+        };
+        let migrate = migrate::subjects(module).into_iter().filter_map(allowed).collect();
+        Subjects { smooth, values, balance, migrate }
     }
 
     fn seen(&self, module: &Module) -> BTreeSet<ValueId> {
         let smooth = self.smooth.iter().map(|s| s.seen(module));
         let values = self.values.iter().map(|s| s.seen(module));
         let balance = self.balance.iter().flat_map(|s| s.seen(module));
-        smooth.chain(values).chain(balance).collect()
+        let migrate = self.migrate.iter().flat_map(|(s, _)| s.seen());
+        smooth.chain(values).chain(balance).chain(migrate).collect()
     }
 }
 
@@ -159,6 +179,13 @@ pub fn run(
             s.apply(&mut module, [q, k], levels)
         });
         note(&module, Transform::Balance, s.query, errors);
+    }
+    // last, for they put nodes between others
+    for (s, allowed) in &subjects.migrate {
+        let Some(done) = s.apply(&mut module, channels, levels, *allowed) else { continue };
+        let node = s.node(&module);
+        note(&module, Transform::Migrate, node, done.migrated.map(|after| (done.before, after)));
+        note(&module, Transform::Shift, node, done.shifted.map(|after| (done.migrated.unwrap_or(done.before), after)));
     }
     Ok((module, applied))
 }

@@ -4,7 +4,7 @@
 //! times the weights, and the weights' error times the activation.
 
 use super::channels::Channels;
-use super::edit::Product;
+use super::edit::{Filters, Product};
 use crate::quantize::QuantOptions;
 
 /// Levels on both sides: steps between the ends of an activation's range, and steps of the largest weight.
@@ -47,10 +47,7 @@ fn range(seen: &Channels, change: &Change) -> f64 {
 /// The predicted squared error of products, summed over their outputs. `map[k]` is the channel of input `k`.
 pub(crate) fn of(products: &[(&Product, &[usize])], seen: &Channels, change: &Change, levels: Levels) -> f64 {
     let step = range(seen, change) / levels.activation;
-    let power = |c: usize| {
-        let z = change.centre[c];
-        ((seen.power[c] - 2.0 * z * seen.mean[c] + z * z) / change.factor[c].powi(2)).max(0.0)
-    };
+    let power = |c: usize| power(seen, change, c);
     let of_product = |(product, map): &(&Product, &[usize])| {
         let energy: f64 = map.iter().map(|&c| power(c)).sum();
         let (mut squares, mut largest) = (0.0, vec![0f64; product.columns]);
@@ -65,6 +62,30 @@ pub(crate) fn of(products: &[(&Product, &[usize])], seen: &Channels, change: &Ch
         (step * step * squares + weight_steps * energy) / 12.0
     };
     products.iter().map(of_product).sum()
+}
+
+/// The mean square of a channel after a change.
+fn power(seen: &Channels, change: &Change, c: usize) -> f64 {
+    let z = change.centre[c];
+    ((seen.power[c] - 2.0 * z * seen.mean[c] + z * z) / change.factor[c].powi(2)).max(0.0)
+}
+
+/// The predicted squared error of a convolution at one position, summed over its filters, each with a scale of its own.
+pub(crate) fn of_filters(f: &Filters, seen: &Channels, change: &Change, levels: Levels) -> f64 {
+    let step = range(seen, change) / levels.activation;
+    let of_filter = |o: usize| {
+        let (mut squares, mut largest, mut energy) = (0.0, 0f64, 0.0);
+        for i in 0..f.depth {
+            let c = f.channel(o, i);
+            for w in f.taps_of(o, i).iter().map(|w| w * change.factor[c]) {
+                squares += w * w;
+                largest = largest.max(w.abs());
+            }
+            energy += f.taps as f64 * power(seen, change, c);
+        }
+        (step * step * squares + (largest / levels.weight).powi(2) * energy) / 12.0
+    };
+    (0..f.filters).map(of_filter).sum()
 }
 
 /// The candidate of least predicted error, with its error; the first one when none is better.

@@ -43,24 +43,24 @@ fn seen(m: &Module, choice: &Choice, threads: usize) -> BTreeMap<ValueId, Channe
     observe(m, &wanted(m, choice), images(m), threads, &mut |_| {}).unwrap()
 }
 
-fn transformed(m: &Module, choice: &Choice) -> (Module, Vec<Applied>) {
+pub(super) fn transformed(m: &Module, choice: &Choice) -> (Module, Vec<Applied>) {
     run(m.clone(), &seen(m, choice, 1), choice, &QuantOptions::default()).unwrap()
 }
 
 /// Only this transform.
-fn only(transform: Transform) -> Choice {
+pub(super) fn only(transform: Transform) -> Choice {
     let mut choice = Choice::none();
     choice.without.retain(|(t, _)| *t != transform);
     choice
 }
 
-fn quantized(m: &Module) -> Module {
+pub(super) fn quantized(m: &Module) -> Module {
     let options = QuantOptions::default();
     let ranges = quantize::observe(m, images(m), &options, &mut |_| {}).unwrap();
     quantize::run(m, &ranges, &options).unwrap()
 }
 
-fn float_error(a: &Module, b: &Module) -> f64 {
+pub(super) fn float_error(a: &Module, b: &Module) -> f64 {
     (30..33)
         .map(|seed| sqnr(&outputs(a, &inputs(a, seed)), &outputs(b, &inputs(a, seed))))
         .fold(f64::INFINITY, f64::min)

@@ -1,0 +1,340 @@
+//! Channels brought to one range between convolutions and products of single pixels (Trio-ViT, arXiv 2405.03882 sections III-A and
+//! III-B): channel-wise migration divides a channel by a factor that its readers' weights take over, filter-wise shifting
+//! subtracts a centre that their biases take over.
+//!
+//! ```text
+//! made by                        factor                            centre
+//! product, convolution           divides its columns or filters    leaves its bias
+//! the same through ReLU, sums    the same for all that add up      none
+//! HardSwish in 16 bits           `mul` behind it                   `add` behind it
+//! ```
+//!
+//! What HardSwish yields cannot be scaled before it. Behind it the factor costs nothing: it becomes the requantize's, one
+//! multiplier for each channel. What a depthwise convolution reads so has a scale for each channel, for each of its filters
+//! reads one. A function that is a table (GELU, SiLU, HardSwish of bytes) is left alone: its 256 results for all channels are no
+//! finer for a finer scale behind it. A border of zeros is not the border of shifted channels, so no centre is taken from what
+//! a padded convolution reads.
+
+use std::collections::BTreeSet;
+
+use vitc_ir::{Const, Def, Elem, Module, Op, Shape, TensorType, ValueId};
+
+use super::channels::Channels;
+use super::edit::{self, Filters, Product};
+use super::flow;
+use super::noise::{self, Change, Levels};
+use super::smooth::factors;
+use crate::quantize;
+
+/// How much of a range goes to the weights of the readers; all of it where those have a scale for each channel.
+const ALPHAS: [f64; 8] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+/// No factor behind a curve is further than this from the geometric mean: a requantize of 15 bits keeps 9 for the smallest.
+const FARTHEST_BEHIND_CURVE: f64 = 8.0;
+/// Predicted noise must shrink to this at least.
+const WORTH: f64 = 0.98;
+
+/// Values whose channels have one factor, what makes them and what reads them. Nodes are told by their results, for nodes are
+/// put between them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subject {
+    members: BTreeSet<ValueId>,
+    /// Products and convolutions that yield members.
+    makers: Vec<ValueId>,
+    /// The function that yields the one member, when no product does.
+    curve: Option<ValueId>,
+    /// Members and the products or convolutions that read them.
+    readers: Vec<(ValueId, ValueId)>,
+}
+
+/// What may be done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowed {
+    pub(crate) migrate: bool,
+    pub(crate) shift: bool,
+}
+
+/// What was done: predicted noise before, with factors alone, and with centres where they were taken too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Done {
+    pub(crate) before: f64,
+    pub(crate) migrated: Option<f64>,
+    pub(crate) shifted: Option<f64>,
+}
+
+/// Everything whose channels can be moved, but what goes from one product to another without more: that is `values`.
+pub(crate) fn subjects(module: &Module) -> Vec<Subject> {
+    let results = module.nodes.iter().map(|n| n.result);
+    results.filter_map(|v| Subject::around(module, v).filter(|s| s.members.first() == Some(&v))).collect()
+}
+
+impl Subject {
+    /// The group of values that a value must be scaled with.
+    fn around(module: &Module, v: ValueId) -> Option<Subject> {
+        let mut subject = Subject::default();
+        let mut open = vec![v];
+        while let Some(v) = open.pop() {
+            if subject.members.insert(v) {
+                subject.made_by(module, v, &mut open)?;
+                subject.read_by(module, v, &mut open)?;
+            }
+        }
+        let alone = subject.members.len() == 1;
+        let is_conv = |v: &ValueId| module.node_of(*v).is_some_and(|n| matches!(n.op, Op::Conv2d { .. }));
+        let fits = match subject.curve {
+            Some(_) => alone,
+            None => !alone || subject.makers.iter().chain(subject.readers.iter().map(|(_, r)| r)).any(is_conv),
+        };
+        (fits && !subject.readers.is_empty()).then_some(subject)
+    }
+
+    fn made_by(&mut self, module: &Module, v: ValueId, open: &mut Vec<ValueId>) -> Option<()> {
+        let Def::Node(n) = module.values[v.0 as usize].def else { return None };
+        let node = &module.nodes[n];
+        match node.op {
+            Op::MatMul {} | Op::Conv2d { .. } => {
+                Weights::of(module, n)?;
+                self.makers.push(v);
+            }
+            Op::Add {} if is_sum(module, n) => open.extend(&node.operands),
+            Op::Relu {} => open.push(node.operands[0]),
+            Op::HardSwish {} if quantize::is_fine_hardswish(module, node) => self.curve = Some(v),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn read_by(&mut self, module: &Module, v: ValueId, open: &mut Vec<ValueId>) -> Option<()> {
+        if module.outputs.iter().any(|o| o.value == v) {
+            return None;
+        }
+        for (n, node) in module.nodes.iter().enumerate().filter(|(_, n)| n.operands.contains(&v)) {
+            match node.op {
+                Op::MatMul {} | Op::Conv2d { .. } if node.operands[0] == v => {
+                    Weights::of(module, n)?;
+                    self.readers.push((v, node.result));
+                }
+                Op::Add {} if is_sum(module, n) => open.push(node.result),
+                Op::Relu {} => open.push(node.result),
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+
+    /// The node whose name is the subject's.
+    pub(crate) fn node(&self, module: &Module) -> usize {
+        let first = self.curve.or(self.makers.first().copied()).and_then(|v| index_of(module, v));
+        first.unwrap_or_default()
+    }
+
+    /// The values whose channels must be known.
+    pub(crate) fn seen(&self) -> impl Iterator<Item = ValueId> + '_ {
+        self.readers.iter().map(|(v, _)| *v)
+    }
+
+    /// Rewrites makers and readers where the predicted noise becomes smaller.
+    pub(crate) fn apply<'s>(
+        &self,
+        module: &mut Module,
+        seen: impl Fn(ValueId) -> Option<&'s Channels>,
+        levels: impl Fn(&Module, usize) -> Levels,
+        allowed: Allowed,
+    ) -> Option<Done> {
+        let mut reads = Vec::new();
+        for (v, reader) in &self.readers {
+            let node = index_of(module, *reader)?;
+            let weights = Weights::of(module, node)?;
+            reads.push(Read { seen: seen(*v)?, weights, levels: levels(module, node) });
+        }
+        let channels = reads.first()?.seen.min.len();
+        let noise = |change: &Change| reads.iter().map(|r| r.weights.noise(r.seen, change, r.levels)).sum::<f64>();
+        let least = |candidates: Vec<Change>| {
+            let scored = candidates.into_iter().map(|c| (noise(&c), c));
+            scored.min_by(|a, b| a.0.total_cmp(&b.0))
+        };
+        let none = Change::none(channels);
+        let before = noise(&none);
+        let mut done = Done { before, migrated: None, shifted: None };
+        let mut best = (before, none.clone());
+        let plain = if allowed.migrate { self.factored(&reads, &none.centre) } else { Vec::new() };
+        if let Some(found) = least(plain).filter(|f| f.0 < WORTH * best.0) {
+            done.migrated = Some(found.0);
+            best = found;
+        }
+        if allowed.shift && self.takes_centres(&reads) {
+            let centre: Vec<f64> =
+                reads[0].seen.min.iter().zip(&reads[0].seen.max).map(|(lo, hi)| (lo + hi) / 2.0).collect();
+            let mut candidates = vec![Change { centre: centre.clone(), ..none.clone() }];
+            if allowed.migrate {
+                candidates.extend(self.factored(&reads, &centre));
+            }
+            if let Some(found) = least(candidates).filter(|f| f.0 < WORTH * best.0) {
+                done.shifted = Some(found.0);
+                best = found;
+            }
+        }
+        if done.migrated.is_none() && done.shifted.is_none() {
+            return None;
+        }
+        self.rewrite(module, &best.1)?;
+        Some(done)
+    }
+
+    /// A sum or ReLU has no place for a centre, and neither has a border.
+    fn takes_centres(&self, reads: &[Read<'_>]) -> bool {
+        self.members.len() == 1 && reads.iter().all(|r| !r.weights.is_padded())
+    }
+
+    /// Candidates with that centre: SmoothQuant's factors between the ranges of the channels and the weights that they meet.
+    fn factored(&self, reads: &[Read<'_>], centre: &[f64]) -> Vec<Change> {
+        let mut reach = vec![0f64; centre.len()];
+        let mut weights = vec![1e-5f64; centre.len()];
+        for read in reads {
+            for (c, r) in reach.iter_mut().enumerate() {
+                *r = r.max(read.seen.max[c] - centre[c]).max(centre[c] - read.seen.min[c]);
+            }
+            read.weights.largest(&mut weights);
+        }
+        let bound = if self.curve.is_some() { FARTHEST_BEHIND_CURVE } else { f64::INFINITY };
+        let factor = |alpha: f64| {
+            let all = factors(&reach, &weights, alpha);
+            all.into_iter().map(|f| f.clamp(1.0 / bound, bound)).collect()
+        };
+        ALPHAS.iter().map(|&alpha| Change { factor: factor(alpha), centre: centre.to_vec() }).collect()
+    }
+
+    fn rewrite(&self, module: &mut Module, change: &Change) -> Option<()> {
+        for (_, reader) in &self.readers {
+            let mut weights = Weights::of(module, index_of(module, *reader)?)?;
+            weights.take_input(change);
+            weights.store(module);
+        }
+        for maker in &self.makers {
+            let mut weights = Weights::of(module, index_of(module, *maker)?)?;
+            weights.give_output(change);
+            weights.store(module);
+        }
+        let Some(curve) = self.curve else { return Some(()) };
+        let mut node = index_of(module, curve)?;
+        if change.centre.iter().any(|c| *c != 0.0) {
+            behind(module, node, Op::Add {}, "centre", change.centre.iter().map(|c| -c as f32).collect());
+            node += 1;
+        }
+        behind(module, node, Op::Mul {}, "factor", change.factor.iter().map(|f| (1.0 / f) as f32).collect());
+        Some(())
+    }
+}
+
+/// Puts an op with a constant for each channel behind a node.
+fn behind(module: &mut Module, node: usize, op: Op, what: &str, values: Vec<f32>) {
+    let name = format!("{}.{what}", module.nodes[node].loc.as_deref().unwrap_or("channels"));
+    let ty = TensorType::f32(Shape::fixed(&[values.len()]));
+    let constant = module.constant(Const::new(name, ty, &values));
+    edit::insert_behind(module, node, op, constant);
+}
+
+fn index_of(module: &Module, v: ValueId) -> Option<usize> {
+    match module.values[v.0 as usize].def {
+        Def::Node(n) => Some(n),
+        _ => None,
+    }
+}
+
+/// A sum of two activations, element by element.
+fn is_sum(module: &Module, n: usize) -> bool {
+    let node = &module.nodes[n];
+    let shape = &module.ty(node.result).shape;
+    node.operands.iter().all(|&v| module.const_of(v).is_none() && module.ty(v).shape == *shape)
+}
+
+/// A value as it was seen, and the weights that read it.
+struct Read<'s> {
+    seen: &'s Channels,
+    weights: Weights,
+    levels: Levels,
+}
+
+/// Weights whose inputs and outputs are channels.
+enum Weights {
+    Matrix(Product),
+    Filters(Filters),
+}
+
+impl Weights {
+    fn of(module: &Module, node: usize) -> Option<Weights> {
+        let n = &module.nodes[node];
+        let weights = *n.operands.get(1)?;
+        module.const_of(weights).filter(|c| c.ty.elem == Elem::F32)?;
+        match n.op {
+            Op::MatMul {} if flow::float_matrix(module, weights) => Product::of(module, node).map(Weights::Matrix),
+            Op::Conv2d { .. } => Filters::of(module, node).map(Weights::Filters),
+            _ => None,
+        }
+    }
+
+    fn is_padded(&self) -> bool {
+        matches!(self, Weights::Filters(f) if f.padded)
+    }
+
+    /// Raises `largest` to the largest weight that each channel meets, as a share of its filter's where a filter reads one
+    /// channel: its scale follows the factor, so there is nothing to weigh.
+    fn largest(&self, largest: &mut [f64]) {
+        match self {
+            Weights::Matrix(p) => {
+                for (k, most) in largest.iter_mut().enumerate() {
+                    *most = p.row(k).iter().fold(*most, |m, w| m.max(w.abs()));
+                }
+            }
+            Weights::Filters(f) if f.depth == 1 => largest.iter_mut().for_each(|most| *most = most.max(1.0)),
+            Weights::Filters(f) => {
+                for o in 0..f.filters {
+                    for i in 0..f.depth {
+                        let most = &mut largest[f.channel(o, i)];
+                        *most = f.taps_of(o, i).iter().fold(*most, |m, w| m.max(w.abs()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn noise(&self, seen: &Channels, change: &Change, levels: Levels) -> f64 {
+        match self {
+            Weights::Matrix(p) => {
+                let all: Vec<usize> = (0..p.rows).collect();
+                noise::of(&[(p, &all)], seen, change, levels)
+            }
+            Weights::Filters(f) => noise::of_filters(f, seen, change, levels),
+        }
+    }
+
+    fn take_input(&mut self, change: &Change) {
+        match self {
+            Weights::Matrix(p) => {
+                for k in 0..p.rows {
+                    p.absorb(k, change.centre[k]);
+                    p.scale_row(k, change.factor[k]);
+                }
+            }
+            Weights::Filters(f) => f.take_input(&change.factor, &change.centre),
+        }
+    }
+
+    fn give_output(&mut self, change: &Change) {
+        match self {
+            Weights::Matrix(p) => {
+                for n in 0..p.columns {
+                    p.shift_column(n, -change.centre[n]);
+                    p.scale_column(n, 1.0 / change.factor[n]);
+                }
+            }
+            Weights::Filters(f) => f.give_output(&change.factor, &change.centre),
+        }
+    }
+
+    fn store(self, module: &mut Module) {
+        match self {
+            Weights::Matrix(p) => p.store(module),
+            Weights::Filters(f) => f.store(module),
+        }
+    }
+}
