@@ -29,9 +29,11 @@ use crate::quantize;
 /// How much of a range goes to the weights of the readers; all of it where those have a scale for each channel.
 const ALPHAS: [f64; 8] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// No factor behind a curve is further than this from the geometric mean: a requantize of 15 bits keeps 9 for the smallest.
-const FARTHEST_BEHIND_CURVE: f64 = 8.0;
-/// Predicted noise must shrink to this at least.
+const FARTHEST_BEHIND_CURVE: f64 = 5.6;
+/// Predicted noise must shrink to this at least by factors, and to that by centres, which cost a sum: gains of less than a
+/// decibel were losses as often, measured.
 const WORTH: f64 = 0.98;
+const WORTH_A_SUM: f64 = 0.8;
 
 /// Values whose channels have one factor, what makes them and what reads them. Nodes are told by their results, for nodes are
 /// put between them.
@@ -168,7 +170,7 @@ impl Subject {
             if allowed.migrate {
                 candidates.extend(self.factored(&reads, &centre));
             }
-            if let Some(found) = least(candidates).filter(|f| f.0 < WORTH * best.0) {
+            if let Some(found) = least(candidates).filter(|f| f.0 < WORTH_A_SUM * best.0) {
                 done.shifted = Some(found.0);
                 best = found;
             }

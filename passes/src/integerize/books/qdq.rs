@@ -385,7 +385,7 @@ fn requantize_halves(m: &mut Match<'_>) -> Option<Id> {
     let scale = target.single()?;
     let ratio = |s: &vitc_ir::Real| s.0 / scale;
     let (least, most) = source.scale.iter().map(ratio).fold((f64::INFINITY, 0f64), |(l, h), r| (l.min(r), h.max(r)));
-    if !(least > 0.0 && most < 0.25) || arith::exponent(most) - arith::exponent(least) > 14 - FEWEST_BITS {
+    if !(least > 0.0 && most < 1.0) || arith::exponent(most) - arith::exponent(least) > 14 - FEWEST_BITS {
         return None;
     }
     // the largest lies in 2^14..2^15, or just below for what would round up to it
