@@ -77,6 +77,7 @@ fn pass(module: &Module, options: &BTreeMap<&str, &str>) -> Result<Outcome, Stri
             let nonlinear = match options.get("nonlinear").copied() {
                 None => Nonlinear::Auto,
                 Some("shift") => Nonlinear::Shift,
+                Some("ibert") => Nonlinear::Ibert,
                 Some(other) => return Err(format!("there are no nonlinear={other} forms")),
             };
             let (module, report) =

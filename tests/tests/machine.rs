@@ -37,11 +37,13 @@ fn the_bundled_model_equals_the_evaluator() {
 }
 
 #[test]
-fn the_shift_forms_equal_the_evaluator() {
+fn the_published_forms_equal_the_evaluator() {
     let sample = &BUNDLED.0;
-    let compiled = sample.compiler(16).nonlinear(Nonlinear::Shift).compile_file(&sample.model).unwrap();
-    equals_the_evaluator(sample, &compiled, 3);
-    computes_in_integers(sample, &compiled);
+    for nonlinear in [Nonlinear::Shift, Nonlinear::Ibert] {
+        let compiled = sample.compiler(16).nonlinear(nonlinear).compile_file(&sample.model).unwrap();
+        equals_the_evaluator(sample, &compiled, 3);
+        computes_in_integers(sample, &compiled);
+    }
 }
 
 #[test]

@@ -64,7 +64,8 @@ pub struct CompileFlags {
     /// (`smoothquant`), or the whole range of every channel (`repq`).
     #[arg(long, value_enum, default_value_t = SmoothingFlag::SqB)]
     pub smoothing: SmoothingFlag,
-    /// Integer forms of GELU, softmax and LayerNorm: the cheapest within the error budget, or the published shift forms.
+    /// Integer forms of GELU, softmax and LayerNorm: the cheapest within the error budget, or the published ones of I-ViT
+    /// (`shift`) or I-BERT (`ibert`).
     #[arg(long, value_enum, default_value_t = NonlinearFlag::Auto)]
     pub nonlinear: NonlinearFlag,
     /// Kernels to run: `auto` takes the fastest tier of this machine.
@@ -114,6 +115,8 @@ pub enum NonlinearFlag {
     Auto,
     /// The published shift forms (I-ViT).
     Shift,
+    /// The published polynomial forms (I-BERT).
+    Ibert,
 }
 
 impl From<NonlinearFlag> for Nonlinear {
@@ -121,6 +124,7 @@ impl From<NonlinearFlag> for Nonlinear {
         match flag {
             NonlinearFlag::Auto => Nonlinear::Auto,
             NonlinearFlag::Shift => Nonlinear::Shift,
+            NonlinearFlag::Ibert => Nonlinear::Ibert,
         }
     }
 }

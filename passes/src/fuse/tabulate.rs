@@ -1,18 +1,21 @@
 //! Functions of one byte become tables of their own values.
 //!
 //! `requant -> shift_gelu -> requant` on an 8-bit input has 256 possible results; evaluating the three ops on all 256 bytes
-//! gives a table with exactly their bits, so the published form costs what a table costs.
+//! gives a table with exactly their bits, so a published form costs what a table costs. I-BERT's GELU uses its input in several
+//! places: what counts is that all of it depends on one byte alone.
+
+use std::collections::{BTreeSet, HashMap};
 
 use vitc_ir::eval::{self, Tensor};
-use vitc_ir::{Const, Diagnostic, Elem, Module, Node, Op, Shape, Stage, TensorType, ValueId};
+use vitc_ir::{Const, Def, Diagnostic, Elem, Module, Node, Op, Shape, Stage, TensorType, ValueId};
 
 use super::chain::is_constant;
 
-/// A run of unary ops from an 8-bit value, one of which a lane cannot do.
+/// Elementwise ops between an 8-bit value and another, one of which a lane cannot do.
 struct Run {
-    /// Node indices in order.
+    /// Node indices in order; the last one yields the result.
     nodes: Vec<usize>,
-    /// The 8-bit value it starts from.
+    /// The 8-bit value they start from.
     source: ValueId,
 }
 
@@ -23,86 +26,108 @@ pub(super) fn run(module: &Module) -> Result<Module, Diagnostic> {
         return Ok(module.clone());
     }
     let mut out = module.clone();
-    // the table takes the place of the run's last node; the others go
-    let mut gone = vec![false; module.nodes.len()];
     for r in &runs {
         let last = *r.nodes.last().unwrap_or(&0);
         let node = &module.nodes[last];
         let table = tabulate(module, r)?;
         let table = out.constant(table);
         out.nodes[last] = Node { op: Op::IntTable {}, operands: vec![r.source, table], ..node.clone() };
-        r.nodes[..r.nodes.len() - 1].iter().for_each(|&n| gone[n] = true);
     }
+    let gone = unused(&out);
     Ok(without(&out, &gone))
 }
 
 fn find(module: &Module) -> Vec<Run> {
-    let uses = module.use_counts();
+    // the byte that each value is a function of, element by element
+    let mut sources: Vec<Option<ValueId>> = vec![None; module.values.len()];
     let mut runs = Vec::new();
     for (n, node) in module.nodes.iter().enumerate() {
-        if !matches!(node.op, Op::IntShiftGelu { .. }) {
-            continue;
-        }
-        let mut nodes = vec![n];
-        let mut source = node.operands[0];
-        while !is_byte(module, source) {
-            let Some(before) = index_of(module, source).filter(|&b| unary(module, b) && uses[source.0 as usize] == 1)
-            else {
-                break;
-            };
-            nodes.insert(0, before);
-            source = module.nodes[before].operands[0];
-        }
-        let mut last = node.result;
-        while !is_byte(module, last) && uses[last.0 as usize] == 1 {
-            let after = module.nodes.iter().position(|u| u.operands.first() == Some(&last));
-            let Some(after) = after.filter(|&a| unary(module, a)) else { break };
-            nodes.push(after);
-            last = module.nodes[after].result;
-        }
-        if is_byte(module, source) {
-            runs.push(Run { nodes, source });
+        let source = source_of(module, node, &sources);
+        sources[node.result.0 as usize] = source;
+        if let Some(source) = source.filter(|_| is_byte(module, node.result)) {
+            let nodes = between(module, n, source);
+            if nodes.iter().any(|&n| is_hard(&module.nodes[n].op)) {
+                runs.push(Run { nodes, source });
+            }
+            // what follows starts from this byte
+            sources[node.result.0 as usize] = None;
         }
     }
     runs
+}
+
+/// The one byte that an elementwise op's variable operands are functions of.
+fn source_of(module: &Module, node: &Node, sources: &[Option<ValueId>]) -> Option<ValueId> {
+    if !is_elementwise(module, node) {
+        return None;
+    }
+    let mut found = None;
+    for &v in node.operands.iter().filter(|&&v| module.const_of(v).is_none()) {
+        let source = sources[v.0 as usize].or_else(|| is_byte(module, v).then_some(v))?;
+        if found.is_some_and(|known| known != source) || module.ty(v).shape != module.ty(node.result).shape {
+            return None;
+        }
+        found = Some(source);
+    }
+    found
+}
+
+/// What a lane cannot do, or not at once.
+fn is_hard(op: &Op) -> bool {
+    matches!(op, Op::IntShiftGelu { .. } | Op::IntMul { .. })
 }
 
 fn is_byte(module: &Module, v: ValueId) -> bool {
     matches!(module.ty(v).elem, Elem::U8 | Elem::I8)
 }
 
-fn index_of(module: &Module, v: ValueId) -> Option<usize> {
-    match module.values[v.0 as usize].def {
-        vitc_ir::Def::Node(n) => Some(n),
-        _ => None,
+/// Whether every element of the result is the same function of those of the variable operands.
+fn is_elementwise(module: &Module, node: &Node) -> bool {
+    let single = |v: &ValueId| module.const_of(*v).is_none_or(super::is_single);
+    match node.op {
+        Op::IntRequant { .. } | Op::IntRequant15 { .. } => {
+            module.const_of(node.operands[1]).is_some_and(super::is_single)
+        }
+        Op::IntTable {} => is_constant(module, node.operands[1]),
+        Op::IntClamp { .. } | Op::IntHardSwish { .. } | Op::IntShiftGelu { .. } => true,
+        Op::IntMul { .. } | Op::IntAdd { .. } | Op::IntMin {} | Op::IntMax {} => node.operands.iter().all(single),
+        _ => false,
     }
 }
 
-/// A function of its first operand alone, the same for every element.
-fn unary(module: &Module, n: usize) -> bool {
-    let node = &module.nodes[n];
-    let single = |v: ValueId| module.const_of(v).is_some_and(super::is_single);
-    match node.op {
-        Op::IntRequant { .. } | Op::IntRequant15 { .. } => single(node.operands[1]),
-        Op::IntTable {} => is_constant(module, node.operands[1]),
-        Op::IntClamp { .. } | Op::IntHardSwish { .. } | Op::IntShiftGelu { .. } => true,
-        _ => false,
+/// The nodes from a source to a node, in order.
+fn between(module: &Module, last: usize, source: ValueId) -> Vec<usize> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![last]);
+    while let Some(n) = open.pop() {
+        if found.insert(n) {
+            let before = module.nodes[n].operands.iter().filter(|&&v| v != source);
+            open.extend(before.filter_map(|v| match module.values[v.0 as usize].def {
+                Def::Node(n) => Some(n),
+                _ => None,
+            }));
+        }
     }
+    found.into_iter().collect()
 }
 
 fn tabulate(module: &Module, run: &Run) -> Result<Const, Diagnostic> {
     let elem = module.ty(run.source).elem;
     let shape = Shape::fixed(&[256]);
     let mut m = Module::new("table", Stage::Integerize);
-    let mut value = m.input("x", TensorType::new(elem, shape.clone()));
-    for &n in &run.nodes {
-        let node = &module.nodes[n];
-        let mut operands = vec![value];
-        operands.extend(node.operands[1..].iter().filter_map(|&v| module.const_of(v).cloned()).map(|c| m.constant(c)));
+    let mut values = HashMap::from([(run.source, m.input("x", TensorType::new(elem, shape.clone())))]);
+    for node in run.nodes.iter().map(|&n| &module.nodes[n]) {
+        let mut operands = Vec::with_capacity(node.operands.len());
+        for &v in &node.operands {
+            let copy = module.const_of(v).map(|c| m.constant(c.clone()));
+            operands.extend(copy.or_else(|| values.get(&v).copied()));
+        }
         let op = with_axis_0(node.op.clone());
-        value = m.push(op, &operands, node.loc.clone()).map_err(|e| Diagnostic::new("tabulate", e))?;
+        let result = m.push(op, &operands, node.loc.clone()).map_err(|e| Diagnostic::new("tabulate", e))?;
+        values.insert(node.result, result);
     }
-    m.output("y", value);
+    if let Some(result) = run.nodes.last().and_then(|&n| values.get(&module.nodes[n].result)) {
+        m.output("y", *result);
+    }
     let (lo, hi) = elem.range().unwrap_or((0, 0));
     let bytes = Tensor::ints(elem, &[256], lo..=hi);
     let entries = eval::run(&m, &[bytes])?.remove(0);
@@ -123,10 +148,23 @@ fn with_axis_0(op: Op) -> Op {
     }
 }
 
+/// The nodes that no output needs.
+fn unused(module: &Module) -> Vec<bool> {
+    let mut uses = module.use_counts();
+    let mut gone = vec![false; module.nodes.len()];
+    for (n, node) in module.nodes.iter().enumerate().rev() {
+        gone[n] = uses[node.result.0 as usize] == 0;
+        if gone[n] {
+            node.operands.iter().for_each(|v| uses[v.0 as usize] -= 1);
+        }
+    }
+    gone
+}
+
 /// The module without some nodes, and without constants that nothing uses.
 fn without(module: &Module, gone: &[bool]) -> Module {
     let mut out = module.successor(module.stage);
-    let mut map = std::collections::HashMap::new();
+    let mut map = HashMap::new();
     for input in &module.inputs {
         map.insert(input.value, out.input(input.name.clone(), module.ty(input.value).clone()));
     }

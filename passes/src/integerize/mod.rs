@@ -39,6 +39,8 @@ pub enum Nonlinear {
     Auto,
     /// The published shift forms (I-ViT).
     Shift,
+    /// The published polynomial forms (I-BERT).
+    Ibert,
 }
 
 /// Options of the pass.
@@ -46,9 +48,9 @@ pub enum Nonlinear {
 pub struct Options {
     /// Which forms are allowed.
     pub nonlinear: Nonlinear,
-    /// Error budget of the shift forms of elementwise ops and LayerNorm: steps of the output beyond correct rounding.
+    /// Error budget of published forms of elementwise ops and LayerNorm: steps of the output beyond correct rounding.
     pub budget_steps: f64,
-    /// Error budget of the shift form of softmax: relative error of the attention map.
+    /// Error budget of published forms of softmax: relative error of the attention map.
     pub budget_relative: f64,
     /// E-nodes at which saturation of a region stops.
     pub node_limit: usize,
@@ -169,15 +171,16 @@ impl Lowering<'_> {
     fn mark_chosen(&mut self, egraph: &EGraph, from: usize) {
         for site in &egraph.analysis.sites {
             let is = |op: &Op| match (site.op, site.form) {
-                ("softmax", "deferred" | "fine") => matches!(op, Op::IntExp { .. }),
+                ("softmax", "deferred" | "fine" | "ibert") => matches!(op, Op::IntExp { .. }),
                 ("linear_attention", "reciprocal") => matches!(op, Op::IntLinearAttention { log2: false, .. }),
                 ("linear_attention", "shift") => matches!(op, Op::IntLinearAttention { log2: true, .. }),
                 ("softmax", "shift") => matches!(op, Op::IntShiftmax { .. }),
                 ("layernorm" | "rmsnorm", "moments") => matches!(op, Op::IntLayerNorm { .. }),
-                ("layernorm", "shift") => matches!(op, Op::IntShiftLayerNorm { .. }),
+                ("layernorm", "shift" | "ibert") => matches!(op, Op::IntShiftLayerNorm { .. }),
                 ("div", "reciprocal") => matches!(op, Op::IntReciprocal { .. }),
                 ("gelu", "shift") => matches!(op, Op::IntShiftGelu { .. }),
                 ("hardswish", "gate") => matches!(op, Op::IntHardSwish { .. }),
+                ("gelu", "ibert") => matches!(op, Op::IntMul { .. }),
                 (_, "table") => matches!(op, Op::IntTable { .. }),
                 _ => false,
             };

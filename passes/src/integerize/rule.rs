@@ -77,6 +77,30 @@ impl Applier<Term, Facts> for Rule {
     }
 }
 
+/// What integer ops are added to: the e-graph where a rule matched, or a module that is evaluated to learn a form's error.
+pub trait Ops {
+    /// A value there.
+    type Value: Copy;
+
+    /// Adds an op; `None` when it does not type.
+    fn op(&mut self, op: Op, quant: Option<Quant>, operands: &[Self::Value]) -> Option<Self::Value>;
+
+    /// Adds a constant of rank 1.
+    fn vector(&mut self, what: &str, values: &[i32]) -> Self::Value;
+}
+
+impl Ops for Match<'_> {
+    type Value = Id;
+
+    fn op(&mut self, op: Op, quant: Option<Quant>, operands: &[Id]) -> Option<Id> {
+        self.apply(op, quant, operands)
+    }
+
+    fn vector(&mut self, what: &str, values: &[i32]) -> Id {
+        self.i32_vector(what, values)
+    }
+}
+
 /// A match of a rule's pattern, with what a builder needs.
 pub struct Match<'a> {
     egraph: &'a mut EGraph,
@@ -188,15 +212,16 @@ impl Match<'_> {
     }
 
     /// Notes a candidate form of a nonlinear site and says whether extraction may choose it. `auto` admits the closest form we
-    /// have of each op always (else a model with an unusual site could not be compiled at all) and the shift forms within the
-    /// error budget; a user who asked for the shift forms gets them whatever their error, where there is one.
+    /// have of each op always (else a model with an unusual site could not be compiled at all) and published forms within the
+    /// error budget; a user who asked for the forms of one paper gets them whatever their error, where there is one.
     pub fn admit(&mut self, op: &'static str, form: &'static str, cost: u64, error: Error) -> bool {
-        let shift = form.starts_with("shift");
         let options = &self.egraph.analysis.options;
+        let (shift, ibert) = (form.starts_with("shift"), form.starts_with("ibert"));
         let allowed = match options.nonlinear {
             // there is no published form of the other functions: they keep their table
             super::Nonlinear::Shift => shift || !matches!(op, "gelu" | "softmax" | "layernorm" | "linear_attention"),
-            super::Nonlinear::Auto if !shift => true,
+            super::Nonlinear::Ibert => ibert || !(shift || matches!(op, "gelu" | "softmax" | "layernorm")),
+            super::Nonlinear::Auto if !shift && !ibert => true,
             super::Nonlinear::Auto => match error {
                 Error::Steps(steps) => steps <= options.budget_steps,
                 Error::Relative(share) => share <= options.budget_relative,

@@ -4,6 +4,7 @@ use vitc_ir::eval::{self, Data, Tensor};
 use vitc_ir::{Const, Elem, Module, Op, Quant, Shape, Stage, TensorType, ValueId};
 
 use super::report::Error;
+use super::rule::Ops;
 
 /// Rows of a sample. Enough for a stable figure, few enough to cost a millisecond a site.
 const ROWS: usize = 8;
@@ -95,39 +96,37 @@ pub fn table_of_function(
     Some(entries.into_iter().map(|v| v as i64).collect())
 }
 
-/// Largest distance of ShiftGELU from the correctly rounded GELU over all 256 inputs.
-#[allow(clippy::too_many_arguments)] // the constants of the three ops of the form, in order
-pub fn shift_gelu_error(
+impl Ops for Module {
+    type Value = ValueId;
+
+    fn op(&mut self, op: Op, quant: Option<Quant>, operands: &[ValueId]) -> Option<ValueId> {
+        match quant {
+            Some(quant) => self.push_quant(op, operands, quant, None).ok(),
+            None => self.push(op, operands, None).ok(),
+        }
+    }
+
+    fn vector(&mut self, what: &str, values: &[i32]) -> ValueId {
+        self.constant(Const::new(what, TensorType::new(Elem::I32, Shape::fixed(&[values.len()])), values))
+    }
+}
+
+/// Largest distance of an integer form from the correctly rounded results of an op over all 256 inputs. The form is told the
+/// type of the sample, whose shape is not that of `x`.
+pub fn error_over_bytes(
+    op: &Op,
     x: &TensorType,
-    to: Elem,
-    target: &Quant,
-    widen: i32,
-    widen_shift: u32,
-    one: i64,
-    n: u32,
-    bits: u32,
-    narrow: i32,
-    narrow_shift: u32,
+    (to, target): (Elem, &Quant),
+    form: impl FnOnce(&mut Module, ValueId, &TensorType) -> Option<ValueId>,
 ) -> Option<Error> {
-    let gelu = Op::Gelu { form: vitc_ir::attr::GeluForm::Erf };
-    let truth = table_of(&gelu, x, to, target)?;
-    let quant = x.quant.clone()?;
-    let ty = TensorType::new(x.elem, Shape::fixed(&[256]));
-    let got = evaluate(ty, bytes_of(x.elem)?, |m, x| {
-        let x_zero = quant.zero_point.into();
-        let wide = scalar(m, widen);
-        let op = Op::IntRequant { axis: 0, x_zero, shift: widen_shift, zero_point: 0, to: Elem::I16 };
-        let wide = m.push(op, &[x, wide], None).ok()?;
-        let y = m.push(Op::IntShiftGelu { x_zero: 0, one, n, bits }, &[wide], None).ok()?;
-        let narrow = scalar(m, narrow);
-        let zero_point = target.zero_point.into();
-        m.push(Op::IntRequant { axis: 0, x_zero: 0, shift: narrow_shift, zero_point, to }, &[y, narrow], None).ok()
-    })?;
+    let truth = table_of(op, x, to, target)?;
+    let ty = TensorType::new(x.elem, Shape::fixed(&[256])).with_quant(x.quant.clone()?);
+    let got = evaluate(ty.clone(), bytes_of(x.elem)?, |m, v| form(m, v, &ty))?;
     Some(Error::Steps(largest_distance(&got, truth.iter().map(|&t| t as f64))))
 }
 
 fn scalar(m: &mut Module, value: i32) -> ValueId {
-    m.constant(Const::new("scalar", TensorType::new(Elem::I32, Shape::fixed(&[1])), &[value]))
+    m.vector("scalar", &[value])
 }
 
 fn largest_distance(got: &[f64], truth: impl Iterator<Item = f64>) -> f64 {
@@ -193,7 +192,7 @@ impl LayerNorm<'_> {
 
 fn vector(m: &mut Module, values: Vector<'_>) -> ValueId {
     match values {
-        Vector::I32(v) => m.constant(Const::new("v", TensorType::new(Elem::I32, Shape::fixed(&[v.len()])), v)),
+        Vector::I32(v) => m.vector("v", v),
         Vector::I64(v) => m.constant(Const::new("v", TensorType::new(Elem::I64, Shape::fixed(&[v.len()])), v)),
     }
 }

@@ -261,7 +261,7 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(Op::Mul {}, &[x, s]);
             b.quantize(Elem::U8, y, 0.03, 20)
         }
-        "shift-gelu" => {
+        "shift-gelu" | "ibert-gelu" => {
             let x = b.bytes(&[rows, k]);
             let y = b.op(unary("gelu"), &[x]);
             b.quantize(Elem::U8, y, 0.03, 10)
@@ -272,17 +272,17 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.input(Elem::U8, &[1, k], quant);
             b.op(if rule == "sink-min" { Op::Min {} } else { Op::Max {} }, &[x, y])
         }
-        "moments-layernorm" | "shift-layernorm" => {
+        "moments-layernorm" | "shift-layernorm" | "ibert-layernorm" => {
             let channels = b.dice.between(8, 64);
             let x = b.signed(Elem::I16, &[rows, channels], 0.001);
             let (gamma, beta) = (b.floats("gamma", channels), b.floats("beta", channels));
             let y = b.op(
-                Op::LayerNorm { epsilon: Real(1e-6), centred: rule == "shift-layernorm" || rows % 2 == 0 },
+                Op::LayerNorm { epsilon: Real(1e-6), centred: rule != "moments-layernorm" || rows % 2 == 0 },
                 &[x, gamma, beta],
             );
             b.quantize(Elem::U8, y, 0.05, 128)
         }
-        "deferred-softmax" | "shift-softmax" => {
+        "deferred-softmax" | "shift-softmax" | "ibert-softmax" => {
             let (q, key) = (b.bytes(&[2, rows, k]), b.signed(Elem::I8, &[2, k, n], 0.01));
             let v = b.signed(Elem::I8, &[2, n, 5], 0.02);
             let scores = b.op(Op::MatMul {}, &[q, key]);
@@ -343,7 +343,11 @@ fn check(rule: &super::rule::Rule, seed: u64) {
     let y = instance(rule.name, &mut b);
     b.m.output("y", y);
     let inputs = inputs_of(&mut b);
-    let nonlinear = if rule.name.starts_with("shift-") { Nonlinear::Shift } else { Nonlinear::Auto };
+    let nonlinear = match rule.name.split_once('-') {
+        Some(("shift", _)) => Nonlinear::Shift,
+        Some(("ibert", _)) => Nonlinear::Ibert,
+        _ => Nonlinear::Auto,
+    };
     let options = Options { nonlinear, budget_relative: 1.0, ..Options::default() };
     let (lowered, report) = run(&b.m, &options).unwrap_or_else(|e| panic!("{} (seed {seed}): {e}", rule.name));
     assert!(report.fired.contains_key(rule.name), "{} did not fire: {:?}", rule.name, report.fired);
@@ -410,16 +414,31 @@ fn lowering_is_deterministic() {
     assert_eq!(build(), build());
 }
 
-/// The shift forms are of GELU, softmax and layernorm; other functions keep their table, or a model with a ReLU had no form.
+/// Published forms are of GELU, softmax and layernorm; other functions keep their table, or a model with a ReLU had no form.
 #[test]
 fn functions_without_a_published_form_keep_their_table() {
     for rule in ["table-relu", "table-tanh", "table-function"] {
         let mut b = Bench { m: Module::new("instance", Stage::Quantize), dice: Dice(Normal::new(4)) };
         let y = instance(rule, &mut b);
         b.m.output("y", y);
-        let options = Options { nonlinear: Nonlinear::Shift, ..Options::default() };
-        let (lowered, _) = run(&b.m, &options).unwrap_or_else(|e| panic!("{rule}: {e}"));
-        assert!(lowered.nodes.iter().any(|n| matches!(n.op, Op::IntTable {})), "{rule}");
+        for nonlinear in [Nonlinear::Shift, Nonlinear::Ibert] {
+            let options = Options { nonlinear, ..Options::default() };
+            let (lowered, _) = run(&b.m, &options).unwrap_or_else(|e| panic!("{rule}: {e}"));
+            assert!(lowered.nodes.iter().any(|n| matches!(n.op, Op::IntTable {})), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn forms_of_a_paper_are_all_that_is_taken() {
+    for (rule, form) in [("ibert-gelu", "ibert"), ("ibert-layernorm", "ibert"), ("ibert-softmax", "ibert")] {
+        let mut b = Bench { m: Module::new("instance", Stage::Quantize), dice: Dice(Normal::new(4)) };
+        let y = instance(rule, &mut b);
+        b.m.output("y", y);
+        let options = Options { nonlinear: Nonlinear::Ibert, ..Options::default() };
+        let (_, report) = run(&b.m, &options).unwrap();
+        let forms: Vec<&str> = report.sites.iter().filter(|s| s.allowed).map(|s| s.form).collect();
+        assert_eq!(forms, [form], "{rule}");
     }
 }
 

@@ -8,15 +8,15 @@ use vitc_ir::{Elem, Op, Quant, TensorType};
 use super::forms::{normalised, quantize_target, scores_in_i16};
 use super::qdq::vector;
 use crate::integerize::rule::Match;
-use crate::integerize::{arith, cost, sample};
+use crate::integerize::{Nonlinear, arith, cost, sample};
 
 /// The exponential of a row's maximum.
-const PEAK: f64 = 65535.0;
+pub(super) const PEAK: f64 = 65535.0;
 /// Entries of a table of wide scores.
-const ENTRIES: usize = 4096;
+pub(super) const ENTRIES: usize = 4096;
 
 /// `int.exp` of 16 bits: the two tables for the op.
-struct Exponential {
+pub(super) struct Exponential {
     op: Op,
     high: Vec<i32>,
     low: Vec<i32>,
@@ -54,36 +54,53 @@ fn exponential(scores: &TensorType) -> Option<Exponential> {
     let entries = if narrow { 256 } else { ENTRIES as i64 };
     let value = |t: i64| (PEAK * (-scale * middle(t)).exp()).round() as i32;
     let values: Vec<i32> = (0..entries).map(value).collect();
-    // an entry is twice what `int.exp` makes of it with one fraction bit
-    let op = Op::IntExp { limit, multiplier, shift: shift as u32, table_bits: 1 };
-    let high = values.iter().map(|v| (v >> 8) * 2).collect();
-    Some(Exponential { op, high, low: values.iter().map(|v| (v & 255) * 2).collect() })
+    Some(Exponential::new((limit, multiplier, shift as u32), &values))
 }
 
 /// The map on the model's grid.
 pub(super) fn fine_softmax(m: &mut Match<'_>) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
-    if !is_of_a_model(&target) || m.options().nonlinear == crate::integerize::Nonlinear::Shift {
+    if !is_of_a_model(&target) || m.options().nonlinear != Nonlinear::Auto {
         return None;
     }
     let scores = m.ty("?s")?;
-    let Exponential { op, high, low } = exponential(&scores)?;
-    let error = sample::exp_error(&op, [&high, &low], &scores)?;
-    if !m.admit("softmax", "fine", 2 * cost::softmax(&scores), error) {
+    let exponential = exponential(&scores)?;
+    if !exponential.admit(m, "fine", &scores)? {
         return None;
     }
-    let operand = scores_in_i16(m, &scores)?;
-    let byte = |m: &mut Match<'_>, name: &str, table: &[i32]| {
-        let table = m.constant_of(name, vector(Elem::I32, table.len()), table);
-        m.apply(op.clone(), None, &[operand, table])
-    };
-    let (high, low) = (byte(m, "exp.high", &high)?, byte(m, "exp.low", &low)?);
-    let axis = scores.shape.rank() - 1;
-    let sum = |m: &mut Match<'_>, x: Id| m.apply(Op::IntReduceSum { axis, keep: true }, None, &[x]);
-    let (high_sum, low_sum) = (sum(m, high)?, sum(m, low)?);
-    let sums = joined(m, high_sum, low_sum, axis)?;
-    let exponentials = joined(m, high, low, axis)?;
-    normalised(m, exponentials, sums, 1.0 / target.single()?, arith::exponent(PEAK) as u32, (to, target))
+    exponential.map(m, &scores, (to, target))
+}
+
+impl Exponential {
+    /// `int.exp` with these `limit`, `multiplier` and `shift`, and entries of 16 bits.
+    pub(super) fn new((limit, multiplier, shift): (i64, i64, u32), entries: &[i32]) -> Exponential {
+        // an entry is twice what `int.exp` makes of it with one fraction bit
+        let op = Op::IntExp { limit, multiplier, shift, table_bits: 1 };
+        let high = entries.iter().map(|v| (v >> 8) * 2).collect();
+        Exponential { op, high, low: entries.iter().map(|v| (v & 255) * 2).collect() }
+    }
+
+    /// Notes the form with its error and says whether it may be chosen.
+    pub(super) fn admit(&self, m: &mut Match<'_>, form: &'static str, scores: &TensorType) -> Option<bool> {
+        let error = sample::exp_error(&self.op, [&self.high, &self.low], scores)?;
+        Some(m.admit("softmax", form, 2 * cost::softmax(scores), error))
+    }
+
+    /// Rows of exponentials over their sums, on a grid.
+    pub(super) fn map(&self, m: &mut Match<'_>, scores: &TensorType, (to, target): (Elem, Quant)) -> Option<Id> {
+        let operand = scores_in_i16(m, scores)?;
+        let byte = |m: &mut Match<'_>, name: &str, table: &[i32]| {
+            let table = m.constant_of(name, vector(Elem::I32, table.len()), table);
+            m.apply(self.op.clone(), None, &[operand, table])
+        };
+        let (high, low) = (byte(m, "exp.high", &self.high)?, byte(m, "exp.low", &self.low)?);
+        let axis = scores.shape.rank() - 1;
+        let sum = |m: &mut Match<'_>, x: Id| m.apply(Op::IntReduceSum { axis, keep: true }, None, &[x]);
+        let (high_sum, low_sum) = (sum(m, high)?, sum(m, low)?);
+        let sums = joined(m, high_sum, low_sum, axis)?;
+        let exponentials = joined(m, high, low, axis)?;
+        normalised(m, exponentials, sums, 1.0 / target.single()?, arith::exponent(PEAK) as u32, (to, target))
+    }
 }
 
 /// `256 high + low` in 32 bits.

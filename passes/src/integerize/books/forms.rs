@@ -1,5 +1,6 @@
 //! Integer forms of the nonlinear ops. Several forms of one op live in one e-class; extraction takes the cheapest whose error
-//! was within the budget at that site. `shift-*` are the published forms (I-ViT sections 3.3 to 3.5), guarded where they break.
+//! was within the budget at that site. `shift-*` are the published forms of I-ViT (sections 3.3 to 3.5), `ibert-*` those of
+//! I-BERT, both guarded where they break.
 
 use std::sync::LazyLock;
 
@@ -7,10 +8,11 @@ use egg::Id;
 use vitc_ir::{Elem, Op, Quant, TensorType};
 
 use super::fine_softmax::{fine_softmax, is_of_a_model};
+use super::ibert;
 use super::qdq::vector;
 use crate::integerize::report::Error;
-use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
-use crate::integerize::{arith, cost, sample};
+use crate::integerize::rule::{Book, Build, Exactness, Match, Ops, Rule};
+use crate::integerize::{Nonlinear, arith, cost, sample};
 use Exactness::{Approximate, Rounding};
 
 /// Elementwise ops that a table can hold, with the rule's name.
@@ -35,6 +37,9 @@ const UNARY: &[(&str, &str)] = &[
 const ATTENTION: &str =
     "(quantize ?q (matmul ?m (dequantize ?dp (quantize ?qp (softmax ?sm (dequantize ?ds ?s)))) (dequantize ?dv ?v)))";
 
+/// The map as a product reads it.
+const SOFTMAX_MAP: &str = "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))";
+
 const LINEAR_ATTENTION: &str =
     "(quantize ?q (linear_attention ?m (dequantize ?da ?a) (dequantize ?dk ?k) (dequantize ?dv ?v)))";
 
@@ -49,11 +54,14 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("deferred-softmax",   Approximate, ATTENTION,                                                  deferred_softmax),
         rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
         rule("fine-softmax",       Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            fine_softmax),
+        rule("ibert-gelu",         Approximate, "(quantize ?q (gelu ?m (dequantize ?d ?x)))",               ibert::gelu),
+        rule("ibert-layernorm",    Approximate, "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    ibert::layernorm),
+        rule("ibert-softmax",      Approximate, SOFTMAX_MAP,                                                ibert::softmax),
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
         rule("shift-attention",     Approximate, LINEAR_ATTENTION,                                           shift_attention),
         rule("gated-hardswish",    Rounding,    "(hardswish ?m (dequantize ?d ?x))",                        gated_hardswish),
         rule("quotient",           Rounding,    "(quantize ?q (div ?m (dequantize ?da ?a) (dequantize ?db ?b)))", quotient),
-        rule("shift-softmax",      Approximate, "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))", shift_softmax),
+        rule("shift-softmax",      Approximate, SOFTMAX_MAP,                                                shift_softmax),
     ];
     rules.push(rule("table-function", Rounding, "(quantize ?q ?y)", table_of_function));
     rules.extend(UNARY.iter().map(|(name, op)| rule(name, Rounding, &format!("(quantize ?q ({op} ?m (dequantize ?d ?x)))"), table)));
@@ -125,29 +133,54 @@ const ONE: i64 = 256;
 fn shift_gelu(m: &mut Match<'_>) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
     let x = m.ty("?x")?;
-    let quant = x.quant.clone()?;
-    // n = 12: exp is clamped at 2^-12, below half a step of an 8-bit sigmoid, and F keeps 10 bits
-    let n = 12;
-    let fine = 1.0 / (ONE as f64 * 1.702);
-    let (widen, widen_shift) = arith::dyadic(&[quant.single()? / fine])?;
-    let product_scale = fine * 2f64.powi(1 - GELU_BITS as i32);
-    let (narrow, narrow_shift) = arith::dyadic(&[product_scale / target.single()?])?;
-    let error =
-        sample::shift_gelu_error(&x, to, &target, widen[0], widen_shift, ONE, n, GELU_BITS, narrow[0], narrow_shift)?;
+    let error = sample::error_over_bytes(&m.attrs("?m")?.op, &x, (to, &target), |sample, input, x| {
+        shift_gelu_ops(sample, input, x, (to, &target))
+    })?;
     if !m.admit("gelu", "shift", cost::shift_gelu(&x), error) {
         return None;
     }
-    let axis = x.shape.rank().checked_sub(1)?;
-    let widen = m.i32_vector("widen", &widen);
     let operand = m.var("?x")?;
-    let x_zero = quant.zero_point.into();
-    let widened = Op::IntRequant { axis, x_zero, shift: widen_shift, zero_point: 0, to: Elem::I16 };
-    let widened = m.apply(widened, Some(Quant::per_tensor(fine, 0)), &[operand, widen])?;
-    let gelu = Op::IntShiftGelu { x_zero: 0, one: ONE, n, bits: GELU_BITS };
-    let gelu = m.apply(gelu, Some(Quant::per_tensor(product_scale, 0)), &[widened])?;
-    let narrow = m.i32_vector("multiplier", &narrow);
-    let zero_point = target.zero_point.into();
-    m.apply(Op::IntRequant { axis, x_zero: 0, shift: narrow_shift, zero_point, to }, Some(target), &[gelu, narrow])
+    shift_gelu_ops(m, operand, &x, (to, &target))
+}
+
+fn shift_gelu_ops<O: Ops>(
+    ops: &mut O,
+    operand: O::Value,
+    x: &TensorType,
+    (to, target): (Elem, &Quant),
+) -> Option<O::Value> {
+    // exp is clamped at 2^-12, below half a step of an 8-bit sigmoid, and F keeps 10 bits
+    const N: u32 = 12;
+    let fine = 1.0 / (ONE as f64 * 1.702);
+    let widened = widened(ops, operand, x, fine)?;
+    let gelu = Op::IntShiftGelu { x_zero: 0, one: ONE, n: N, bits: GELU_BITS };
+    let product_scale = fine * 2f64.powi(1 - GELU_BITS as i32);
+    let gelu = ops.op(gelu, Some(Quant::per_tensor(product_scale, 0)), &[widened])?;
+    requantized(ops, gelu, (x, product_scale), (to, target))
+}
+
+/// Bytes at a finer scale in 16 bits.
+pub(super) fn widened<O: Ops>(ops: &mut O, operand: O::Value, x: &TensorType, scale: f64) -> Option<O::Value> {
+    let quant = x.quant.as_ref()?;
+    let (multiplier, shift) = arith::dyadic(&[quant.single()? / scale])?;
+    let multiplier = ops.vector("widen", &multiplier);
+    let axis = x.shape.rank().checked_sub(1)?;
+    let op = Op::IntRequant { axis, x_zero: quant.zero_point.into(), shift, zero_point: 0, to: Elem::I16 };
+    ops.op(op, Some(Quant::per_tensor(scale, 0)), &[operand, multiplier])
+}
+
+/// Integers of the shape of `x` at `scale`, which may be negative, on a grid.
+pub(super) fn requantized<O: Ops>(
+    ops: &mut O,
+    operand: O::Value,
+    (x, scale): (&TensorType, f64),
+    (to, target): (Elem, &Quant),
+) -> Option<O::Value> {
+    let (multiplier, shift) = arith::dyadic(&[scale / target.single()?])?;
+    let multiplier = ops.vector("multiplier", &multiplier);
+    let axis = x.shape.rank().checked_sub(1)?;
+    let op = Op::IntRequant { axis, x_zero: 0, shift, zero_point: target.zero_point.into(), to };
+    ops.op(op, Some(target.clone()), &[operand, multiplier])
 }
 
 struct Norm {
@@ -219,14 +252,20 @@ fn moments_layernorm(m: &mut Match<'_>) -> Option<Id> {
     m.apply(op, Some(site.target), &[operand, gamma, beta])
 }
 
-/// I-LayerNorm: integer mean, Newton square root, beta after gamma.
+/// I-LayerNorm of I-ViT: integer mean, Newton square root, beta after gamma.
 fn shift_layernorm(m: &mut Match<'_>) -> Option<Id> {
+    integer_layernorm(m, "shift")
+}
+
+/// The same integers by both papers. I-BERT halves differences until their squares fit 32 bits, I-ViT starts its root at 2^16;
+/// in 64 bits, with a root that runs until it no longer falls, neither is needed, and nothing else distinguishes them.
+pub(super) fn integer_layernorm(m: &mut Match<'_>, form: &'static str) -> Option<Id> {
     let site = layernorm_site(m).filter(|site| site.centred)?;
     let (gamma, beta, shift) = arith::shift_layernorm_constants(&site.gamma, &site.beta, site.target.single()?)?;
     let op = Op::IntShiftLayerNorm { shift, zero_point: site.target.zero_point.into(), to: site.to };
     let error = site.float().error_of(&op, sample::Vector::I32(&gamma), sample::Vector::I64(&beta), &site.target)?;
     let x = m.ty("?x")?;
-    if !m.admit("layernorm", "shift", cost::shift_layernorm(&x), error) {
+    if !m.admit("layernorm", form, cost::shift_layernorm(&x), error) {
         return None;
     }
     let gamma = m.i32_vector("gamma", &gamma);
@@ -298,7 +337,7 @@ fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
 /// Softmax that no product follows: normalised here.
 fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
-    if m.options().nonlinear == crate::integerize::Nonlinear::Shift || is_of_a_model(&target) {
+    if m.options().nonlinear != Nonlinear::Auto || is_of_a_model(&target) {
         return None;
     }
     let scores = m.ty("?s")?;
@@ -335,7 +374,7 @@ fn shift_softmax(m: &mut Match<'_>) -> Option<Id> {
     const BITS: u32 = 16;
     // a map on a grid of the model's own is rounded to it, unless somebody asks for this form
     let map = m.attrs("?qp")?.quant?;
-    if is_of_a_model(&map) && m.options().nonlinear == crate::integerize::Nonlinear::Auto {
+    if is_of_a_model(&map) && m.options().nonlinear == Nonlinear::Auto {
         return None;
     }
     let scores = m.ty("?s")?;

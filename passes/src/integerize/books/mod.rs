@@ -2,6 +2,7 @@
 
 mod fine_softmax;
 pub mod forms;
+mod ibert;
 pub mod qdq;
 
 use super::rule::Rule;
