@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vitc_ir::{Module, Stage};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::{Observer, Rounding, Widths};
+use vitc_passes::quantize::{CodesOf, Observer, Rounding, Widths};
 use vitc_passes::transform;
 
 use crate::artifact;
@@ -73,6 +73,12 @@ impl Compiler {
     /// Bits of what products read.
     pub fn activations(mut self, activations: Widths) -> Compiler {
         self.options.activations = activations;
+        self
+    }
+
+    /// Which levels activations of fewer than 8 bits have.
+    pub fn codes(mut self, codes: CodesOf) -> Compiler {
+        self.options.codes = codes;
         self
     }
 

@@ -8,7 +8,7 @@ use vitc_ir::{Module, Stage, verify};
 use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
-use vitc_passes::quantize::{self, Observer, Placed, QuantOptions, Rounding, Widths};
+use vitc_passes::quantize::{self, CodesOf, Observer, Placed, QuantOptions, Rounding, Widths};
 use vitc_passes::transform::{self, Applied};
 use vitc_passes::{fuse, shape};
 
@@ -30,6 +30,8 @@ pub struct WalkOptions {
     pub weights: Widths,
     /// Bits of what products read.
     pub activations: Widths,
+    /// Which levels activations of fewer than 8 bits have.
+    pub codes: CodesOf,
     /// How weights are rounded.
     pub rounding: Rounding,
     /// Whether bits are searched for; then `weights` and `activations` do not matter.
@@ -52,6 +54,7 @@ impl Default for WalkOptions {
             observer: Observer::default(),
             weights: Widths::default(),
             activations: Widths::default(),
+            codes: CodesOf::default(),
             rounding: Rounding::default(),
             mixed: None,
             transforms: transform::Choice::default(),
@@ -157,6 +160,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
         observer: options.observer,
         weights: options.weights.clone(),
         activations: options.activations.clone(),
+        codes: options.codes.clone(),
         rounding: options.rounding,
         threads: options.threads,
     };

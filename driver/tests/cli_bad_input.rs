@@ -290,6 +290,10 @@ fn settings_that_make_no_sense() {
     contains(&fails(&["run", &artifact, &image(0), "--calibrate", "x"]), &["compiled already"]);
     contains(&fails(&["run", &artifact, &image(0), "--weight-bits", "4"]), &["compiled already"]);
     contains(&fails(&["run", &artifact, &image(0), "--activation-bits", "6"]), &["compiled already"]);
+    contains(&fails(&["run", &artifact, &image(0), "--codes", "lloyd"]), &["compiled already"]);
+    contains(&fails(&["run", &model(), &image(0), "--codes", "log3"]), &["opt-m", "log-sqrt2"]);
+    let unmatched = with(&["run", &model(), &image(0), "--codes", "*fc7*=lloyd"], &compile_flags());
+    contains(&fails_with(2, &unmatched), &["*fc7*"]);
     contains(&fails(&["run", &model(), &image(0), "--weight-bits", "7"]), &["2, 3, 4, 5, 6 or 8"]);
     contains(&fails(&["run", &model(), &image(0), "--weight-bits", "*mlp*"]), &["PATTERN=BITS"]);
     contains(&fails(&["run", &model(), &image(0), "--activation-bits", "*mlp*=3"]), &["4, 5, 6, 7 or 8"]);

@@ -7,6 +7,7 @@ use vitc::Compiled;
 use vitc::model::Emitted;
 use vitc_codegen::Tier;
 use vitc_passes::integerize::Nonlinear;
+use vitc_passes::quantize::{Codes, CodesOf, Width, Widths};
 use vitc_tests::{Sample, bundled, deit, evaluated, executed, plan_input, program, program_on, tiers};
 
 static BUNDLED: LazyLock<(Sample, Compiled)> = LazyLock::new(|| {
@@ -43,6 +44,19 @@ fn the_published_forms_equal_the_evaluator() {
         let compiled = sample.compiler(16).nonlinear(nonlinear).compile_file(&sample.model).unwrap();
         equals_the_evaluator(sample, &compiled, 3);
         computes_in_integers(sample, &compiled);
+    }
+}
+
+#[test]
+fn activations_of_few_bits_equal_the_evaluator() {
+    let sample = &BUNDLED.0;
+    let four = Widths::all(Width::of_activations(4).unwrap());
+    for (codes, word) in Codes::WORDS {
+        let compiler = sample.compiler(16).activations(four.clone()).codes(CodesOf::all(codes));
+        let compiled = compiler.compile_file(&sample.model).unwrap();
+        equals_the_evaluator(sample, &compiled, 2);
+        let attention = compiled.module.nodes.iter().any(|n| n.op.name() == "fused.attention");
+        assert!(attention, "{word}: attention is one kernel, whatever the codes");
     }
 }
 

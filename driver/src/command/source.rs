@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use vitc_codegen::Tier;
 use vitc_ir::{Module, Stage, text};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::{Observer, Rounding, Width, Widths};
+use vitc_passes::quantize::{ByNode, Codes, Observer, Rounding, Width, Widths};
 use vitc_passes::transform::{Choice, Smoothing, Transform};
 
 use super::Global;
@@ -38,8 +38,8 @@ pub struct CompileFlags {
     /// Use at most so many calibration images, spread evenly over the folder.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_IMAGES)]
     pub calibrate_images: usize,
-    /// How the range of an activation is chosen: `min-max`, `mse`, `percentile:P` with P such as 99.99, or `auto`: min-max at 8
-    /// bits, percentile:99.999 at 6 and 7, mse below; and for what only a function such as GELU reads, the least error behind it.
+    /// How the range of an activation with evenly spaced levels is chosen: `min-max`, `mse`, `percentile:P` with P such as 99.99,
+    /// or `auto`: min-max at 8 bits, percentile:99.999 at 6 and 7, mse below; and for what only a function such as GELU reads, the least error behind it.
     #[arg(long, value_name = "OBSERVER", default_value = "auto", value_parser = parse_observer)]
     pub observer: Observer,
     /// Bits of the weights of products and convolutions: 2 to 6 or 8 (default: 8). `PATTERN=BITS` is for the nodes of these
@@ -51,6 +51,12 @@ pub struct CompileFlags {
     /// the most that one of them wants; the image keeps 8, and the input of the classifier unless a pattern names it.
     #[arg(long, value_name = "[PATTERN=]BITS", value_parser = parse_activation_bits)]
     pub activation_bits: Vec<Bits>,
+    /// Which levels activations of fewer than 8 bits have: `uniform`, `opt-m` (two regions whose steps are a power of two apart,
+    /// MPTQ-ViT), `lloyd` (those of least squared error), and for maps of softmax `log2` (FQ-ViT) or `log-sqrt2` (RepQ-ViT), which
+    /// leave `auto` elsewhere. `auto`: logarithmic for maps of softmax, `lloyd` elsewhere.
+    /// `PATTERN=CODES` for what these products read; may be repeated.
+    #[arg(long, value_name = "[PATTERN=]CODES", value_parser = parse_codes)]
+    pub codes: Vec<Coded>,
     /// How weights are rounded: `gptq` looks at what they multiply, in a second pass over the calibration images. `auto` does so
     /// for matrix products of 6 bits and fewer.
     #[arg(long, value_enum, default_value_t = RoundingFlag::Auto)]
@@ -239,6 +245,43 @@ fn parse_activation_bits(text: &str) -> Result<Bits, String> {
     parse_bits(text, Width::of_activations, "4, 5, 6, 7 or 8")
 }
 
+/// Codes for all nodes or for those of a pattern.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coded {
+    pattern: Option<String>,
+    codes: Codes,
+}
+
+fn parse_codes(text: &str) -> Result<Coded, String> {
+    let (pattern, word) = match text.rsplit_once('=') {
+        Some((pattern, word)) => (Some(pattern.to_string()), word),
+        None => (None, text),
+    };
+    let codes = Codes::WORDS.iter().find(|(_, w)| *w == word).map(|(codes, _)| *codes);
+    let words = || Codes::WORDS.map(|(_, word)| word).join(", ");
+    let codes = codes.ok_or_else(|| format!("expected CODES or PATTERN=CODES with CODES of {}", words()))?;
+    Ok(Coded { pattern, codes })
+}
+
+impl Display for Coded {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let word = Codes::WORDS.iter().find(|(codes, _)| *codes == self.codes).map_or("", |(_, word)| word);
+        self.pattern.as_ref().map_or(write!(f, "{word}"), |pattern| write!(f, "{pattern}={word}"))
+    }
+}
+
+/// The flags as one choice; the last one without a pattern is for what no pattern matches.
+fn by_node<T: Copy + Default>(flags: impl Iterator<Item = (Option<String>, T)>) -> ByNode<T> {
+    let mut all = ByNode::default();
+    for (pattern, choice) in flags {
+        match pattern {
+            Some(pattern) => all.of.push((pattern, choice)),
+            None => all.default = choice,
+        }
+    }
+    all
+}
+
 fn parse_bits(text: &str, width: fn(u32) -> Option<Width>, known: &str) -> Result<Bits, String> {
     let (pattern, bits) = match text.rsplit_once('=') {
         Some((pattern, bits)) => (Some(pattern.to_string()), bits),
@@ -256,16 +299,8 @@ impl Display for Bits {
     }
 }
 
-/// The flags as one choice; the last number without a pattern is for what no pattern matches.
 fn widths(flags: &[Bits]) -> Widths {
-    let mut widths = Widths::default();
-    for Bits { pattern, width } in flags {
-        match pattern {
-            Some(pattern) => widths.of.push((pattern.clone(), *width)),
-            None => widths.default = *width,
-        }
-    }
-    widths
+    by_node(flags.iter().map(|bits| (bits.pattern.clone(), bits.width)))
 }
 
 impl CompileFlags {
@@ -280,6 +315,7 @@ impl CompileFlags {
             .observer(self.observer)
             .weights(widths(&self.weight_bits))
             .activations(widths(&self.activation_bits))
+            .codes(by_node(self.codes.iter().map(|c| (c.pattern.clone(), c.codes))))
             .rounding(self.rounding.into())
             .transforms(Choice {
                 without: self.without.iter().flat_map(|w| w.0.clone()).collect(),
@@ -299,8 +335,8 @@ impl CompileFlags {
 
     /// The choices that decide what is computed, in words; those that only say how fast are not among them.
     pub(super) fn settings(&self) -> Vec<Setting> {
-        let CompileFlags { calibrate, calibrate_images, observer, weight_bits, activation_bits, rounding, .. } = self;
-        let CompileFlags { without, smoothing, nonlinear, tier: _, threads: _, image: _, .. } = self;
+        let CompileFlags { calibrate, calibrate_images, observer, weight_bits, activation_bits, codes, .. } = self;
+        let CompileFlags { rounding, without, smoothing, nonlinear, tier: _, threads: _, image: _, .. } = self;
         let word = |flag: Option<clap::builder::PossibleValue>| flag.map_or_else(String::new, |v| v.get_name().into());
         let settings = [
             ("calibrate", calibrate.clone().unwrap_or_else(|| "nothing".into())),
@@ -308,6 +344,7 @@ impl CompileFlags {
             ("observer", observer_word(*observer)),
             ("weight-bits", listed(weight_bits, "8")),
             ("activation-bits", listed(activation_bits, "8")),
+            ("codes", listed(codes, "auto")),
             ("rounding", word(rounding.to_possible_value())),
             ("without", listed(without, "nothing")),
             ("smoothing", word(smoothing.to_possible_value())),
@@ -326,14 +363,14 @@ impl CompileFlags {
 
     /// Flags that can no longer take effect on a compiled model are an error, not ignored.
     fn refuse_late_choices(&self, path: &Path) -> Result<()> {
-        let bits = !self.weight_bits.is_empty() || !self.activation_bits.is_empty();
+        let bits = !self.weight_bits.is_empty() || !self.activation_bits.is_empty() || !self.codes.is_empty();
         if bits
             || self.rounding != RoundingFlag::Auto
             || self.image.any()
             || self.calibrate.as_deref().is_some_and(|c| c != "synthetic")
         {
             bail!(
-                "'{}' is compiled already; --calibrate, --weight-bits, --activation-bits, --rounding and the image flags are for `vitc compile`, which records them",
+                "'{}' is compiled already; --calibrate, --weight-bits, --activation-bits, --codes, --rounding and the image flags are for `vitc compile`, which records them",
                 path.display()
             );
         }

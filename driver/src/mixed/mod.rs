@@ -148,7 +148,7 @@ impl<'a> Study<'a> {
         let key = cache::key(
             self.module,
             &self.inputs,
-            &format!("{:?} {:?} {images:?}", self.base.observer, self.base.rounding),
+            &format!("{:?} {:?} {:?} {images:?}", self.base.observer, self.base.codes, self.base.rounding),
         );
         if let Some(table) = path.and_then(|path| cache::read(path, &key, &self.knobs)) {
             return Ok((table, true));

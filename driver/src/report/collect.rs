@@ -200,7 +200,7 @@ fn sites(
             role: site.role.into(),
             read_by: readers.of_value(site.simulated),
             elem: site.elem.name().into(),
-            bits: bits(site.levels),
+            bits: site.bits(),
             range: spread::range(site),
             seen: value.seen,
             scale: site.quant.scale.iter().map(|s| s.0).collect(),
@@ -223,12 +223,6 @@ fn origin(float: &Module, v: ValueId) -> (String, String) {
             (input.map_or_else(String::new, |i| i.name.clone()), "input".into())
         }
     }
-}
-
-/// Bits of as many levels.
-fn bits((low, high): (i64, i64)) -> u32 {
-    let levels = (high - low).max(0) as u64;
-    u64::BITS - levels.leading_zeros()
 }
 
 fn worst_first(mut sites: Vec<data::Site>) -> Vec<data::Site> {
@@ -357,16 +351,5 @@ impl Kept {
 
     fn integer(&self) -> Result<&Module> {
         self.stage(Stage::Integerize)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bits_of_levels() {
-        let cases = [((0, 255), 8), ((-128, 127), 8), ((-7, 7), 4), ((0, 15), 4), ((-32768, 32767), 16), ((0, 0), 0)];
-        cases.into_iter().for_each(|(levels, expected)| assert_eq!(bits(levels), expected, "{levels:?}"));
     }
 }

@@ -112,8 +112,8 @@ impl Grid<'_> {
         let scale = quant.scale_at(i / self.inner % quant.scale.len().max(1));
         let zero = f64::from(quant.zero_point);
         let whole = (x / scale).round_ties_even() + zero;
-        let kept = whole.clamp(levels.0 as f64, levels.1 as f64);
-        (scale * (kept - zero), kept != whole)
+        let clipped = whole < levels.0 as f64 || whole > levels.1 as f64;
+        (scale * (self.site.nearest(whole) - zero), clipped)
     }
 }
 
@@ -124,7 +124,8 @@ mod tests {
 
     fn site() -> Placed {
         let quant = Quant::per_tensor(0.5, 2);
-        Placed { value: ValueId(0), role: "unsigned", simulated: ValueId(0), elem: Elem::U8, quant, levels: (0, 15) }
+        let (value, simulated) = (ValueId(0), ValueId(0));
+        Placed { value, role: "unsigned", simulated, elem: Elem::U8, quant, levels: (0, 15), codes: None }
     }
 
     #[test]

@@ -12,6 +12,8 @@ fn accepts(stage: Stage, op: &Op) -> bool {
         Class::Float if matches!(op, Op::Normalize { .. }) => (Stage::Clean..=Stage::Quantize).contains(&stage),
         Class::Float => stage <= Stage::Quantize,
         Class::Quant => true,
+        // which levels of a byte are used stands between `quantize` and `dequantize`
+        Class::Int if matches!(op, Op::IntTable {}) => stage >= Stage::Quantize,
         Class::Int => stage >= Stage::Integerize,
         Class::Fused => stage >= Stage::Fuse,
     }

@@ -1,5 +1,7 @@
 //! Numbers of integer arithmetic: dyadic multipliers, integer constants of LayerNorm and softmax.
 
+use crate::quantize::logarithmic;
+
 /// Multipliers `m[c]` and a common shift `s` with `m[c] * 2^-s` next to `ratio[c]` (I-ViT section 3.2; the largest
 /// multiplier has 31 bits, so a channel `2^k` smaller keeps `31 - k`). `None` when a ratio is not finite, all are zero, or
 /// the largest is 2^30 or more.
@@ -59,6 +61,32 @@ pub fn exp_constants(scale: f64, peak: u8) -> Option<(i64, i64, u32, u32, Vec<i3
     let entry = |i: usize| f64::from(peak) * 2f64.powf(-(i as f64) / f64::from(steps)) * f64::from(1 << TABLE_BITS);
     let table = (0..steps as usize).map(|i| entry(i).round() as i32).collect();
     Some((limit as i64, multiplier, shift, TABLE_BITS, table))
+}
+
+/// The same with weights of these levels alone, `peak` the largest. Logarithmic levels are steps of the exponent, so that the table
+/// stays that of one halving, and a weight is rounded by its key like those of 8 bits. Of other levels the table holds every
+/// exponent: the first that follow one another are rounded by the key, the others to the nearest.
+pub fn coded_exp_constants(scale: f64, peak: u8, levels: &[i64]) -> Option<(i64, i64, u32, u32, Vec<i32>)> {
+    let (limit, multiplier, shift, table_bits, table) = exp_constants(scale, peak)?;
+    let steps = table.len();
+    for per_octave in [1, 2, 4, 8] {
+        if levels == logarithmic(per_octave) {
+            let rounded = |i: usize| (i * per_octave) as f64 / steps as f64;
+            let entry = |i: usize| f64::from(table[0]) * 2f64.powf(-rounded(i).round() / per_octave as f64);
+            return Some((limit, multiplier, shift, table_bits, (0..steps).map(|i| entry(i).round() as i32).collect()));
+        }
+    }
+    const BITS: u32 = 8;
+    let last = (limit * multiplier) >> shift;
+    let in_a_row = levels.iter().enumerate().take_while(|(i, level)| **level == *i as i64).count() as f64 - 1.0;
+    let entry = |t: i64| {
+        let y = f64::from(peak) * 2f64.powf(-(t as f64) / steps as f64);
+        let nearest = levels.iter().map(|&level| level as f64).min_by(|a, b| (a - y).abs().total_cmp(&(b - y).abs()));
+        let y = if y < in_a_row { y } else { nearest.unwrap_or(y) };
+        (y * f64::from(1 << BITS)).round() as i32
+    };
+    let length = (last as usize + 1).next_power_of_two();
+    Some((limit, multiplier, shift, BITS, (0..length as i64).map(|t| if t < last { entry(t) } else { 0 }).collect()))
 }
 
 /// Constants of `int.layernorm`.

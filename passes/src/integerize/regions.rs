@@ -1,4 +1,5 @@
-//! Cuts a graph into regions for saturation: a region ends where one quantized value is all that later nodes need.
+//! Cuts a graph into regions for saturation: a region ends where one quantized value is all that later nodes need. Codes belong
+//! to what they round.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +17,8 @@ pub struct Region {
 /// Cuts the graph. In a Vision Transformer the cuts fall on the residual stream, twice a block.
 pub fn cut(module: &Module) -> Vec<Region> {
     let last_use = last_uses(module);
+    let tables = module.nodes.iter().filter(|n| matches!(n.op, Op::IntTable {}));
+    let coded: BTreeSet<ValueId> = tables.map(|n| n.operands[0]).collect();
     let mut regions = Vec::new();
     let mut live: BTreeSet<ValueId> = BTreeSet::new();
     let mut nodes = Vec::new();
@@ -23,7 +26,7 @@ pub fn cut(module: &Module) -> Vec<Region> {
         nodes.push(n);
         live.insert(node.result);
         live.retain(|v| last_use[v.0 as usize].is_some_and(|last| last > n));
-        let quantized = matches!(node.op, Op::Quantize { .. });
+        let quantized = matches!(node.op, Op::Quantize { .. } | Op::IntTable {}) && !coded.contains(&node.result);
         if quantized && live.len() == 1 && live.contains(&node.result) {
             regions.push(Region { nodes: std::mem::take(&mut nodes), roots: vec![node.result] });
         }

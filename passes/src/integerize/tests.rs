@@ -86,6 +86,17 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// Bytes rounded to the nearest of some levels.
+    fn coded(&mut self, x: ValueId, levels: &[i64]) -> ValueId {
+        let near = |q: i64| levels.iter().copied().min_by_key(|level| level.abs_diff(q)).unwrap() as u8;
+        let entries: Vec<u8> = (0..256).map(near).collect();
+        let table = self.m.constant(Const::new("levels", TensorType::new(Elem::U8, shape(&[256])), &entries));
+        let quant = self.m.ty(x).quant.clone().unwrap();
+        self.m.push_quant(Op::IntTable {}, &[x, table], quant, Some("node".into())).unwrap()
+    }
+}
+
 fn shape(dims: &[usize]) -> Shape {
     Shape::fixed(dims)
 }
@@ -291,6 +302,24 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let map = b.op(Op::Dequantize {}, &[map]);
             let y = b.op(Op::MatMul {}, &[map, v]);
             b.quantize(Elem::U8, y, 0.02, 128)
+        }
+        "coded-softmax" | "shift-softmax-codes" | "ibert-softmax-codes" => {
+            let (q, key) = (b.bytes(&[2, rows, k]), b.signed(Elem::I8, &[2, k, n], 0.01));
+            let v = b.signed(Elem::I8, &[2, n, 5], 0.02);
+            let scores = b.op(Op::MatMul {}, &[q, key]);
+            let map = b.op(Op::Softmax {}, &[scores]);
+            let map = b.quantize(Elem::U8, map, 1.0 / 255.0, 0);
+            let levels = if rows % 2 == 0 { crate::quantize::logarithmic(8) } else { (0..=255).step_by(5).collect() };
+            let map = b.coded(map, &levels);
+            let map = b.op(Op::Dequantize {}, &[map]);
+            let y = b.op(Op::MatMul {}, &[map, v]);
+            b.quantize(Elem::U8, y, 0.02, 128)
+        }
+        "merge-tables" => {
+            let x = b.bytes(&[rows, k]);
+            let y = b.op(unary("gelu"), &[x]);
+            let y = b.quantize(Elem::U8, y, 0.03, 20);
+            b.coded(y, &[0, 17, 20, 31, 60, 255])
         }
         "alone-softmax" => {
             let (q, key) = (b.bytes(&[rows, k]), b.signed(Elem::I8, &[k, n], 0.01));

@@ -121,9 +121,7 @@ fn on_grid(x: &Tensor, grid: &Grid) -> Result<Tensor, Diagnostic> {
     let Data::F32(values) = &x.data else {
         return Err(Diagnostic::new("internal", "what a product reads is not float"));
     };
-    let (low, high) = grid.levels();
-    let (scale, zero) = (grid.quant.scale_at(0) as f32, grid.quant.zero_point as f32);
-    let (inverse, low, high) = (1.0 / scale, low as f32 - zero, high as f32 - zero);
-    let rounded = values.iter().map(|&v| crate::quantize::nearest((v * inverse).clamp(low, high)) * scale);
+    let scale = grid.quant.scale_at(0) as f32;
+    let rounded = grid.integers(values).into_iter().map(|q| q * scale);
     Ok(Tensor { shape: x.shape.clone(), data: Data::F32(rounded.collect()) })
 }

@@ -5,6 +5,8 @@
 
 use vitc_ir::{Class, Const, Elem, Module, Op, Quant, ValueId};
 
+use super::codes::Levels;
+use super::nearest;
 use super::sites::{self, Demand, Role, Site};
 use super::widths::Width;
 
@@ -18,16 +20,26 @@ pub(crate) struct Grid {
     pub(crate) quant: Quant,
     /// Fewer than 8 where only some levels of a byte are used.
     pub(crate) width: Option<Width>,
+    /// Those levels, where they are not the first ones in a row.
+    pub(crate) levels: Option<Levels>,
 }
 
 impl Grid {
     /// All levels of an element type.
     pub(crate) fn whole(elem: Elem, quant: Quant) -> Grid {
-        Grid { elem, quant, width: None }
+        Grid { elem, quant, width: None, levels: None }
+    }
+
+    /// The first levels of a byte, as many as a width has.
+    pub(crate) fn narrow(elem: Elem, quant: Quant, width: Width) -> Grid {
+        Grid { width: Some(width), ..Grid::whole(elem, quant) }
     }
 
     /// The least and the largest integer.
     pub(crate) fn levels(&self) -> (i64, i64) {
+        if let Some(levels) = &self.levels {
+            return levels.ends();
+        }
         match (self.width, self.elem) {
             (Some(width), Elem::U8) => (0, (1 << width.bits()) - 1),
             (Some(width), _) => (1 - (1 << (width.bits() - 1)), (1 << (width.bits() - 1)) - 1),
@@ -38,6 +50,17 @@ impl Grid {
     /// The real that an integer stands for.
     pub(crate) fn real(&self, q: i64) -> f64 {
         self.quant.scale_at(0) * (q - i64::from(self.quant.zero_point)) as f64
+    }
+
+    /// Reals as integers of a byte, its zero point taken off.
+    pub(crate) fn integers(&self, values: &[f32]) -> Vec<f32> {
+        let (zero, (low, high)) = (self.quant.zero_point, self.levels());
+        let (least, most) = ((low as i32 - zero) as f32, (high as i32 - zero) as f32);
+        let scale = self.quant.scale_at(0) as f32;
+        let round = |x: &f32| nearest((x / scale).clamp(least, most));
+        let Some(levels) = &self.levels else { return values.iter().map(round).collect() };
+        let table: Vec<f32> = (low..=high).map(|q| (levels.nearest(q) - i64::from(zero)) as f32).collect();
+        values.iter().map(|x| table[(round(x) - least) as usize]).collect()
     }
 
     /// Whether it is of bytes.

@@ -5,10 +5,6 @@
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
-use vitc_ir::Elem;
-
-use super::given::Grid;
-use super::weights::nearest;
 
 /// Rows whose products `f32` sums exactly, in any order and with any rounding: 256 * 255^2 < 2^24.
 const ROWS: usize = 256;
@@ -79,15 +75,6 @@ impl Gram {
     pub(crate) fn mean(&self, i: usize) -> f64 {
         self.sums[i] as f64 / self.rows as f64
     }
-}
-
-/// Reals as integers of a byte's grid, its zero point taken off.
-pub(crate) fn on_grid(values: &[f32], grid: &Grid) -> Vec<f32> {
-    debug_assert!(matches!(grid.elem, Elem::U8 | Elem::I8));
-    let (zero, (low, high)) = (grid.quant.zero_point, grid.levels());
-    let (low, high) = ((low as i32 - zero) as f32, (high as i32 - zero) as f32);
-    let scale = grid.quant.scale_at(0) as f32;
-    values.iter().map(|x| nearest((x / scale).clamp(low, high))).collect()
 }
 
 #[cfg(test)]

@@ -161,14 +161,25 @@ impl Insert<'_> {
         }
         let loc = node.and_then(|n| n.loc.clone());
         let x = self.within(x, &grid, loc.clone())?;
-        let q = self.quantize(Op::Quantize { to: grid.elem }, x, grid.quant, loc)?;
+        let q = self.quantize(Op::Quantize { to: grid.elem }, x, grid.quant.clone(), loc.clone())?;
+        let q = self.coded(q, &grid, loc)?;
         self.push(Op::Dequantize {}, &[q], node)
+    }
+
+    /// Bytes rounded to the levels of a grid that has them one by one.
+    fn coded(&mut self, q: ValueId, grid: &Grid, loc: Option<Arc<str>>) -> Result<ValueId, Diagnostic> {
+        let Some(levels) = &grid.levels else { return Ok(q) };
+        let ty = TensorType::new(grid.elem, vitc_ir::Shape::fixed(&[256]));
+        let name = format!("{}.levels", loc.as_deref().unwrap_or("value"));
+        let table = self.to.constant(integers(&name, ty, levels.table(grid.elem).into_iter()));
+        let coded = self.to.push_quant(Op::IntTable {}, &[q, table], grid.quant.clone(), loc);
+        coded.map_err(|m| Diagnostic::new("internal", m))
     }
 
     /// A value clipped to the levels of a grid that has fewer than its element type; a map of softmax lies within.
     fn within(&mut self, x: ValueId, grid: &Grid, loc: Option<Arc<str>>) -> Result<ValueId, Diagnostic> {
         let softmax = self.to.node_of(x).is_some_and(|n| matches!(n.op, Op::Softmax {}));
-        if grid.width.is_none() || softmax {
+        if grid.width.is_none() || grid.levels.is_some() || softmax {
             return Ok(x);
         }
         let (low, high) = grid.levels();
@@ -179,12 +190,13 @@ impl Insert<'_> {
     /// A constant as integers of a grid.
     fn constant(&mut self, c: &Const, grid: Grid) -> Result<ValueId, Diagnostic> {
         let (low, high) = grid.levels();
-        let Grid { elem, quant, .. } = grid;
+        let Grid { elem, quant, levels, .. } = grid;
         let (scale, zero) = (quant.scale_at(0), f64::from(quant.zero_point));
         let values = c.values::<f32>();
         let ints = values.iter().map(|&x| {
             let q = (f64::from(x) / scale).round_ties_even() + zero;
-            q.clamp(low as f64, high as f64) as i64
+            let q = q.clamp(low as f64, high as f64) as i64;
+            levels.as_ref().map_or(q, |levels| levels.nearest(q))
         });
         let ty = TensorType::new(elem, c.ty.shape.clone()).with_quant(quant);
         let v = self.to.constant(integers(&c.name, ty, ints));

@@ -5,6 +5,7 @@
 //! by its role (the table in ARCHITECTURE.md) and makes the integers explicit. The simulation that the resulting module
 //! evaluates to is what the integer graph will compute, up to the integer forms of the nonlinear ops.
 
+mod codes;
 mod float_weights;
 pub(crate) mod given;
 mod gptq;
@@ -28,13 +29,15 @@ use std::collections::BTreeSet;
 
 use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 
+pub(crate) use codes::logarithmic;
+pub use codes::{Codes, CodesOf};
 pub use observe::{Calibration, observe};
 pub use placed::Placed;
 pub use rounding::{Rounding, observe_products, wants_products};
 pub(crate) use sites::is_fine_hardswish;
 pub(crate) use stream::stream;
 pub(crate) use weights::nearest;
-pub use widths::{Width, Widths};
+pub use widths::{ByNode, Width, Widths};
 
 /// How the range of an activation is chosen from what was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,6 +65,8 @@ pub struct QuantOptions {
     pub weights: Widths,
     /// Bits of what products read, but for the image and, unless a pattern names it, what the classifier reads.
     pub activations: Widths,
+    /// Which levels activations of fewer than 8 bits have, by the products that read them.
+    pub codes: CodesOf,
     /// How weights are rounded.
     pub rounding: Rounding,
     /// Threads that calibrate; the result does not depend on it.
@@ -71,7 +76,14 @@ pub struct QuantOptions {
 impl Default for QuantOptions {
     fn default() -> QuantOptions {
         let (weights, activations) = (Widths::default(), Widths::default());
-        QuantOptions { observer: Observer::default(), weights, activations, rounding: Rounding::default(), threads: 1 }
+        QuantOptions {
+            observer: Observer::default(),
+            weights,
+            activations,
+            codes: CodesOf::default(),
+            rounding: Rounding::default(),
+            threads: 1,
+        }
     }
 }
 
@@ -80,9 +92,19 @@ impl QuantOptions {
     fn wants_histogram(&self, module: &Module, v: ValueId) -> bool {
         match self.observer {
             Observer::Auto => self.activations.any_narrow() || through::Through::of(module, v).is_some(),
-            Observer::MinMax => false,
+            Observer::MinMax => self.activations.any_narrow() && self.any_codes(|codes| codes != Codes::Uniform),
             Observer::Percentile(_) | Observer::Mse => true,
         }
+    }
+
+    /// Whether codes of a kind are chosen for anything.
+    fn any_codes(&self, kind: impl Fn(Codes) -> bool) -> bool {
+        self.codes.of.iter().map(|(_, codes)| *codes).chain([self.codes.default]).any(kind)
+    }
+
+    /// Whether levels of maps of softmax are chosen by what is seen of them.
+    fn wants_maps(&self) -> bool {
+        self.activations.any_narrow() && self.any_codes(Codes::looks_at_maps)
     }
 }
 
@@ -171,6 +193,9 @@ fn check_patterns(module: &Module, options: &QuantOptions) -> Result<(), Diagnos
     if let Some(pattern) = options.weights.unmatched(products.filter(weighted).filter_map(|n| n.loc.as_deref())) {
         let message = format!("no product with weights has a name like `{pattern}`");
         return Err(Diagnostic::new("weight-bits", message));
+    }
+    if let Some(pattern) = options.codes.unmatched(names.clone()) {
+        return Err(Diagnostic::new("codes", format!("no product has a name like `{pattern}`")));
     }
     if let Some(pattern) = options.activations.unmatched(names) {
         return Err(Diagnostic::new("activation-bits", format!("no product has a name like `{pattern}`")));

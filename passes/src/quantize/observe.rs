@@ -1,6 +1,6 @@
 //! Calibration: the ranges of every site over the calibration inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
@@ -99,8 +99,14 @@ pub fn observe(
     let wanted = wanted(module);
     let histograms: Vec<bool> =
         (0..wanted.len()).map(|v| wanted[v] && options.wants_histogram(module, ValueId(v as u32))).collect();
+    let maps = if options.wants_maps() { range::maps(module, &Sites::of(module)) } else { BTreeSet::new() };
     let see = |calibration: &mut Calibration, _: usize, v: ValueId, tensor: &Tensor| {
-        if let (true, Data::F32(values)) = (wanted[v.0 as usize], &tensor.data) {
+        let Data::F32(values) = &tensor.data else { return };
+        if maps.contains(&v) {
+            let relative = over_row_maximum(values, tensor.shape.last().copied().unwrap_or(1));
+            calibration.add(v, Seen::of(&relative, true));
+        }
+        if wanted[v.0 as usize] {
             calibration.add(v, Seen::of(values, histograms[v.0 as usize]));
         }
     };
@@ -108,6 +114,15 @@ pub fn observe(
     let mut calibration = Calibration { inputs, ..Calibration::default() };
     shares.into_iter().for_each(|share| calibration.merge(share));
     Ok(calibration)
+}
+
+/// Weights of a map over the largest of their row: what their codes are relative to.
+fn over_row_maximum(map: &[f32], length: usize) -> Vec<f32> {
+    let row = |row: &[f32]| -> Vec<f32> {
+        let most = row.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+        row.iter().map(|weight| weight / most).collect()
+    };
+    map.chunks(length.max(1)).flat_map(row).collect()
 }
 
 fn wanted(module: &Module) -> Vec<bool> {

@@ -22,6 +22,24 @@ pub struct Placed {
     pub quant: Quant,
     /// The least and the largest of them that is used.
     pub levels: (i64, i64),
+    /// All of them in order, where they do not follow one another.
+    pub codes: Option<Vec<i64>>,
+}
+
+impl Placed {
+    /// Bits that tell its levels apart.
+    pub fn bits(&self) -> u32 {
+        let apart = (self.levels.1 - self.levels.0).max(0) as u64;
+        let last = self.codes.as_ref().map_or(apart, |codes| codes.len().saturating_sub(1) as u64);
+        u64::BITS - last.leading_zeros()
+    }
+
+    /// The level next to an integer.
+    pub fn nearest(&self, q: f64) -> f64 {
+        let within = q.clamp(self.levels.0 as f64, self.levels.1 as f64);
+        let codes = self.codes.iter().flatten().map(|&level| level as f64);
+        codes.min_by(|a, b| (a - within).abs().total_cmp(&(b - within).abs())).unwrap_or(within)
+    }
 }
 
 /// Every activation that has a grid, in the order of the float module's values: neither constants nor what movement made.
@@ -39,7 +57,32 @@ pub(crate) fn all(
     let placed = |(&(value, role), &simulated): (&Site, &ValueId)| {
         let grid = grids.get(&sites.group((value, role))?)?;
         let (elem, quant) = (grid.elem, grid.quant.clone());
-        Some(Placed { value, role: role.word(), simulated, elem, quant, levels: grid.levels() })
+        let codes = grid.levels.as_ref().map(|levels| levels.all().to_vec());
+        Some(Placed { value, role: role.word(), simulated, elem, quant, levels: grid.levels(), codes })
     };
     integer.iter().filter(|((v, _), _)| originates(*v)).filter_map(placed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(levels: (i64, i64), codes: Option<Vec<i64>>) -> Placed {
+        let (value, simulated, quant) = (ValueId(0), ValueId(0), Quant::per_tensor(0.5, 2));
+        Placed { value, role: "unsigned", simulated, elem: Elem::U8, quant, levels, codes }
+    }
+
+    #[test]
+    fn bits_of_levels() {
+        let cases = [((0, 255), 8), ((-128, 127), 8), ((-7, 7), 4), ((0, 15), 4), ((-32768, 32767), 16), ((0, 0), 0)];
+        cases.into_iter().for_each(|(levels, bits)| assert_eq!(site(levels, None).bits(), bits, "{levels:?}"));
+        assert_eq!(site((0, 255), Some(vec![0, 1, 4, 16, 255])).bits(), 3);
+    }
+
+    #[test]
+    fn what_lies_between_codes_goes_to_the_nearest() {
+        let coded = site((0, 255), Some(vec![0, 8, 255]));
+        assert_eq!([-3.0, 3.0, 5.0, 200.0, 900.0].map(|q| coded.nearest(q)), [0.0, 0.0, 8.0, 255.0, 255.0]);
+        assert_eq!(site((0, 15), None).nearest(40.0), 15.0);
+    }
 }

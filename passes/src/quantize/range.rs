@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vitc_ir::{Diagnostic, Diagnostics, Module, Node, Op, Quant, ValueId};
 
+use super::codes::Codes;
 use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
@@ -26,10 +27,11 @@ pub(crate) fn decide(
     let mut grids = BTreeMap::new();
     let known = Ranges::of(module);
     let widths = widths::of_groups(module, sites, &options.activations);
+    let codes = widths::codes_of_groups(module, sites, &options.codes);
     let mut problems = Diagnostics::default();
     for (group, members) in sites.groups() {
-        let width = widths.get(&group).copied();
-        match group_grid(module, &members, (calibration, &known), (width, options)) {
+        let few = widths.get(&group).map(|&width| (width, codes.get(&group).copied().unwrap_or_default()));
+        match group_grid(module, &members, (calibration, &known), (few, options)) {
             Ok(grid) => {
                 grids.insert(group, grid);
             }
@@ -53,6 +55,13 @@ pub(crate) fn to_observe(module: &Module, sites: &Sites) -> BTreeSet<ValueId> {
     open.flatten().map(|&(v, _)| v).filter(unknown).collect()
 }
 
+/// The maps of softmax.
+pub(crate) fn maps(module: &Module, sites: &Sites) -> BTreeSet<ValueId> {
+    let groups = sites.groups();
+    let open = groups.values().filter(|g| is_softmax(module, g) && given::grid_of_group(module, g).is_none());
+    open.flatten().map(|&(v, _)| v).collect()
+}
+
 /// The values without which no scale can be chosen: nothing but calibration gives them a range.
 pub(crate) fn without_range(module: &Module, sites: &Sites) -> Vec<ValueId> {
     let ranges = Ranges::of(module);
@@ -63,15 +72,14 @@ fn group_grid(
     module: &Module,
     members: &[Site],
     known: (&Calibration, &Ranges),
-    (width, options): (Option<Width>, &QuantOptions),
+    (few, options): (Option<(Width, Codes)>, &QuantOptions),
 ) -> Result<Grid, Diagnostic> {
-    let role = members[0].1;
+    let (role, width) = (members[0].1, few.map(|(width, _)| width));
     if let Some(grid) = given::grid_of_group(module, members) {
         return Ok(grid);
     }
     if is_softmax(module, members) {
-        let bits = width.unwrap_or(Width::EIGHT).bits();
-        return Ok(Grid { elem: role.elem(), quant: Quant::per_tensor(1.0 / f64::from((1 << bits) - 1), 0), width });
+        return Ok(map_grid(members, known.0, few));
     }
     let mut joint: Option<Seen> = None;
     for &(v, _) in members {
@@ -82,6 +90,10 @@ fn group_grid(
         }
     }
     let joint = joint.ok_or_else(|| Diagnostic::new("calibration", "a group of values is empty"))?;
+    let coded = few.zip(joint.histogram.as_ref());
+    if let Some(grid) = coded.and_then(|((width, codes), seen)| codes.of_values(seen, role, width)) {
+        return Ok(grid);
+    }
     let observer = match (options.observer, width) {
         (Observer::Auto, width) => automatic(width.unwrap_or(Width::EIGHT)),
         (chosen, _) => chosen,
@@ -96,11 +108,11 @@ fn group_grid(
         let whole = (f64::from(joint.min), f64::from(joint.max));
         let make = |range| asymmetric(range, levels.into());
         let quant = least_error(whole, make, |q| error(q.scale_at(0), q.zero_point));
-        return Ok(Grid { elem: role.elem(), quant, width });
+        return Ok(Grid { width, ..Grid::whole(role.elem(), quant) });
     }
     let quant = quant(role, &joint, observer, width.unwrap_or(Width::EIGHT));
     let quant = if is_gated(module, members) { gate_steps(&quant) } else { quant };
-    Ok(Grid { elem: role.elem(), quant, width })
+    Ok(Grid { width, ..Grid::whole(role.elem(), quant) })
 }
 
 /// Whether a HardSwish in 16 bits reads one of these sites.
@@ -114,6 +126,17 @@ fn gate_steps(quant: &Quant) -> Quant {
     let unit = 6.0 / 32768.0;
     let shift = (quant.scale_at(0) / unit).log2().ceil().clamp(0.0, 14.0);
     Quant::per_tensor(unit * shift.exp2(), 0)
+}
+
+/// The grid of a map of softmax.
+fn map_grid(members: &[Site], calibration: &Calibration, few: Option<(Width, Codes)>) -> Grid {
+    let seen = members.first().and_then(|(v, _)| calibration.seen.get(v)?.histogram.as_ref());
+    let coded = few.and_then(|(width, codes)| codes.of_map(seen, width));
+    coded.unwrap_or_else(|| {
+        let width = few.map(|(width, _)| width);
+        let last = (1 << width.unwrap_or(Width::EIGHT).bits()) - 1;
+        Grid { width, ..Grid::whole(Role::Unsigned.elem(), Quant::per_tensor(1.0 / f64::from(last), 0)) }
+    })
 }
 
 /// How ranges of this width are chosen, by measurement on DeiT-tiny (docs/accuracy.md): clipping for the least squared error

@@ -11,7 +11,7 @@ use vitc_ir::{Diagnostic, Diagnostics, Module, Op, ValueId};
 use super::float_weights::FloatWeights;
 use super::given::{self, Grid};
 use super::gptq::{self, Problem};
-use super::gram::{Gram, on_grid};
+use super::gram::Gram;
 use super::observe::Calibration;
 use super::sites::{self, Demand, Role, Sites, demand};
 use super::stream::stream;
@@ -66,7 +66,7 @@ pub fn observe_products(
     }
     let see = |_: &mut (), _: usize, v: ValueId, tensor: &Tensor| {
         if let (Some((grid, gram)), Data::F32(values)) = (wanted.get(&v), &tensor.data) {
-            let ints = on_grid(values, grid);
+            let ints = grid.integers(values);
             // a panic of another worker ends the whole pass
             gram.lock().unwrap_or_else(|e| e.into_inner()).add(&ints);
         }

@@ -4,7 +4,8 @@ use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Elem, ImageLayout, Module, Op, Stage, ValueId};
 
 use super::{
-    Calibration, Observer, QuantOptions, Rounding, Width, Widths, observe, observe_products, run, wants_products,
+    Calibration, Codes, CodesOf, Observer, QuantOptions, Rounding, Width, Widths, observe, observe_products, run,
+    wants_products,
 };
 use crate::clean::testing::{Build, batched, count, inputs, outputs, sqnr};
 use crate::clean::{self, CleanOptions, Pixels};
@@ -183,7 +184,7 @@ fn narrow_activations_keep_to_their_levels() {
     let mut last = f64::INFINITY;
     for bits in [8, 6, 4] {
         let activations = Widths::all(Width::of_activations(bits).unwrap());
-        let options = QuantOptions { activations, ..QuantOptions::default() };
+        let options = QuantOptions { activations, codes: CodesOf::all(Codes::Uniform), ..QuantOptions::default() };
         let q = run(&m, &calibrate(&m, &options), &options).unwrap();
         let reads = |n: &vitc_ir::Node, i: usize| q.ty(source(&q, n.operands[i])).elem;
         let mut seen = std::collections::BTreeMap::new();
@@ -218,6 +219,35 @@ fn narrow_activations_keep_to_their_levels() {
     }
 }
 
+/// Codes have as many levels as bits allow, in the simulation and in integers, which agree.
+#[test]
+fn codes_have_as_many_levels_as_their_bits() {
+    let m = transformer(&pixel_options(), [0; 4]);
+    let x = inputs(&m, 100);
+    for (codes, bits) in [Codes::OptM, Codes::Lloyd, Codes::Auto].into_iter().flat_map(|c| [(c, 4), (c, 5)]) {
+        let activations = Widths::all(Width::of_activations(bits).unwrap());
+        let options = QuantOptions { activations, codes: CodesOf::all(codes), ..QuantOptions::default() };
+        let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+        let mut coded = 0;
+        vitc_ir::eval::trace(&q, &x, &mut |v, tensor| {
+            if q.node_of(v).is_some_and(|n| matches!(n.op, Op::IntTable {})) {
+                coded += 1;
+                let levels: std::collections::BTreeSet<i64> = tensor.to_ints().into_iter().collect();
+                assert!(levels.len() <= 1 << bits, "{codes:?} of {bits} bits: {levels:?}");
+            }
+        })
+        .unwrap();
+        assert!(coded >= 8, "{codes:?}: {coded} of the values of two blocks have codes");
+        let simulated = compare(&m, &q);
+        let (lowered, _) = crate::integerize::run(&q, &Default::default()).unwrap();
+        let integers = compare(&m, &lowered);
+        assert!(
+            simulated > 3.0 && integers > 3.0,
+            "{codes:?} of {bits} bits: {simulated} dB, {integers} dB in integers"
+        );
+    }
+}
+
 /// A product that a pattern names decides for what it reads, and one that wants more for what both read.
 #[test]
 fn activation_bits_follow_their_readers() {
@@ -229,7 +259,7 @@ fn activation_bits_follow_their_readers() {
     let grids = |of: &[(&str, u32)]| {
         let of = of.iter().map(|(name, bits)| (name.to_string(), Width::of_activations(*bits).unwrap())).collect();
         let activations = Widths { default: Width::EIGHT, of };
-        let options = QuantOptions { activations, ..QuantOptions::default() };
+        let options = QuantOptions { activations, codes: CodesOf::all(Codes::Uniform), ..QuantOptions::default() };
         count(&run(&m, &calibrate(&m, &options), &options).unwrap(), "clip")
     };
     assert_eq!(grids(&[]), 0);

@@ -1,12 +1,14 @@
 //! Bits of weights and of what products read, by the names of nodes.
 //!
 //! Integers of fewer than 8 bits are bytes that use only the levels of their width: a grid of `u8` from 0, one of `i8`
-//! symmetric about 0. So every kernel takes them as it takes those of 8 bits.
+//! symmetric about 0, or as many levels of a byte chosen one by one ([`super::codes`]). So every kernel takes them as it takes
+//! those of 8 bits.
 
 use std::collections::BTreeMap;
 
 use vitc_ir::{Module, Op, ValueId};
 
+use super::codes::Codes;
 use super::sites::{self, Demand, Role, Sites};
 use crate::pattern::matches;
 
@@ -47,40 +49,45 @@ impl Default for Width {
     }
 }
 
-/// Bits by node.
+/// A choice by node.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Widths {
+pub struct ByNode<T> {
     /// Where no pattern matches.
-    pub default: Width,
+    pub default: T,
     /// By the name of the ONNX node, `*` standing for any characters; the last pattern that matches counts.
-    pub of: Vec<(String, Width)>,
+    pub of: Vec<(String, T)>,
 }
 
-impl Widths {
-    /// The same bits everywhere.
-    pub fn all(default: Width) -> Widths {
-        Widths { default, of: Vec::new() }
+/// Bits by node.
+pub type Widths = ByNode<Width>;
+
+impl<T: Copy> ByNode<T> {
+    /// The same everywhere.
+    pub fn all(default: T) -> ByNode<T> {
+        ByNode { default, of: Vec::new() }
     }
 
-    /// The bits for the node of this name.
-    pub(crate) fn at(&self, name: &str) -> Width {
+    /// The choice for the node of this name.
+    pub(crate) fn at(&self, name: &str) -> T {
         self.asked(name).unwrap_or(self.default)
     }
 
     /// What a pattern asks for the node of this name.
-    pub(crate) fn asked(&self, name: &str) -> Option<Width> {
-        self.of.iter().rev().find(|(pattern, _)| matches(pattern, name)).map(|(_, width)| *width)
-    }
-
-    /// Whether anything can have fewer than 8 bits.
-    pub(crate) fn any_narrow(&self) -> bool {
-        self.of.iter().map(|(_, width)| *width).chain([self.default]).any(|width| width < Width::EIGHT)
+    pub(crate) fn asked(&self, name: &str) -> Option<T> {
+        self.of.iter().rev().find(|(pattern, _)| matches(pattern, name)).map(|(_, choice)| *choice)
     }
 
     /// The first pattern that none of these names matches.
     pub(crate) fn unmatched<'n>(&self, names: impl Iterator<Item = &'n str> + Clone) -> Option<&str> {
         let mut patterns = self.of.iter().map(|(pattern, _)| pattern.as_str());
         patterns.find(|pattern| !names.clone().any(|name| matches(pattern, name)))
+    }
+}
+
+impl Widths {
+    /// Whether anything can have fewer than 8 bits.
+    pub(crate) fn any_narrow(&self) -> bool {
+        self.of.iter().map(|(_, width)| *width).chain([self.default]).any(|width| width < Width::EIGHT)
     }
 }
 
@@ -116,6 +123,21 @@ pub(crate) fn of_groups(module: &Module, sites: &Sites, widths: &Widths) -> BTre
         groups.insert(group, Width::EIGHT);
     }
     groups.retain(|_, width| *width < Width::EIGHT);
+    groups
+}
+
+/// The codes of each group of sites that products read: those of the first reader.
+pub(crate) fn codes_of_groups(module: &Module, sites: &Sites, codes: &ByNode<Codes>) -> BTreeMap<usize, Codes> {
+    let mut groups = BTreeMap::new();
+    for (n, node) in module.nodes.iter().enumerate().filter(|(_, n)| is_product(&n.op)) {
+        let chosen = codes.at(node.loc.as_deref().unwrap_or_default());
+        for (i, &v) in node.operands.iter().enumerate() {
+            let Demand::Integer(role @ (Role::Unsigned | Role::Signed)) = sites::demand(module, n, i) else { continue };
+            for group in sites::origins(module, v).into_iter().filter_map(|o| sites.group((o, role))) {
+                groups.entry(group).or_insert(chosen);
+            }
+        }
+    }
     groups
 }
 

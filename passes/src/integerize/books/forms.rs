@@ -37,6 +37,12 @@ const UNARY: &[(&str, &str)] = &[
 const ATTENTION: &str =
     "(quantize ?q (matmul ?m (dequantize ?dp (quantize ?qp (softmax ?sm (dequantize ?ds ?s)))) (dequantize ?dv ?v)))";
 
+/// The same where the map has codes.
+const CODED_ATTENTION: &str = "(quantize ?q (matmul ?m (dequantize ?dp (int.table ?t (quantize ?qp (softmax ?sm (dequantize ?ds ?s))) ?levels)) (dequantize ?dv ?v)))";
+
+/// A map with codes as a product reads it. The forms of papers yield 16 bits, whatever the codes.
+const CODED_MAP: &str = "(dequantize ?dp (int.table ?t (quantize ?qp (softmax ?m (dequantize ?d ?s))) ?levels))";
+
 /// The map as a product reads it.
 const SOFTMAX_MAP: &str = "(dequantize ?dp (quantize ?qp (softmax ?m (dequantize ?d ?s))))";
 
@@ -52,16 +58,19 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("moments-layernorm",  Rounding,    "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    moments_layernorm),
         rule("shift-layernorm",    Approximate, "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    shift_layernorm),
         rule("deferred-softmax",   Approximate, ATTENTION,                                                  deferred_softmax),
+        rule("coded-softmax",      Approximate, CODED_ATTENTION,                                            coded_softmax),
         rule("alone-softmax",      Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            softmax_alone),
         rule("fine-softmax",       Approximate, "(quantize ?q (softmax ?m (dequantize ?d ?s)))",            fine_softmax),
         rule("ibert-gelu",         Approximate, "(quantize ?q (gelu ?m (dequantize ?d ?x)))",               ibert::gelu),
         rule("ibert-layernorm",    Approximate, "(quantize ?q (layernorm ?m (dequantize ?d ?x) ?g ?b))",    ibert::layernorm),
         rule("ibert-softmax",      Approximate, SOFTMAX_MAP,                                                ibert::softmax),
+        rule("ibert-softmax-codes", Approximate, CODED_MAP,                                                 ibert::softmax),
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
         rule("shift-attention",     Approximate, LINEAR_ATTENTION,                                           shift_attention),
         rule("gated-hardswish",    Rounding,    "(hardswish ?m (dequantize ?d ?x))",                        gated_hardswish),
         rule("quotient",           Rounding,    "(quantize ?q (div ?m (dequantize ?da ?a) (dequantize ?db ?b)))", quotient),
         rule("shift-softmax",      Approximate, SOFTMAX_MAP,                                                shift_softmax),
+        rule("shift-softmax-codes", Approximate, CODED_MAP,                                                 shift_softmax),
     ];
     rules.push(rule("table-function", Rounding, "(quantize ?q ?y)", table_of_function));
     rules.extend(UNARY.iter().map(|(name, op)| rule(name, Rounding, &format!("(quantize ?q ({op} ?m (dequantize ?d ?x)))"), table)));
@@ -111,7 +120,7 @@ fn table_of_function(m: &mut Match<'_>) -> Option<Id> {
     m.apply(Op::IntTable {}, Some(target), &[source, id])
 }
 
-fn table_constant(m: &mut Match<'_>, to: Elem, entries: &[i64]) -> Id {
+pub(super) fn table_constant(m: &mut Match<'_>, to: Elem, entries: &[i64]) -> Id {
     let name = format!("{}.table", m.loc().as_deref().unwrap_or("value"));
     let ty = vector(to, 256);
     match to {
@@ -275,10 +284,13 @@ pub(super) fn integer_layernorm(m: &mut Match<'_>, form: &'static str) -> Option
     m.apply(op, Some(site.target), &[operand, gamma, beta])
 }
 
-/// The numerator of softmax as `u8` with `peak` at every row's maximum.
-fn exponentials(m: &mut Match<'_>, scores: &TensorType, peak: u8) -> Option<Id> {
+/// The numerator of softmax as `u8` with `peak` at every row's maximum, of these levels alone where there are any.
+fn exponentials(m: &mut Match<'_>, scores: &TensorType, peak: u8, levels: &[i64]) -> Option<Id> {
     let scale = scores.quant.as_ref()?.single()?;
-    let (limit, multiplier, shift, table_bits, table) = arith::exp_constants(scale, peak)?;
+    let (limit, multiplier, shift, table_bits, table) = match levels {
+        [] => arith::exp_constants(scale, peak)?,
+        _ => arith::coded_exp_constants(scale, peak, levels)?,
+    };
     let op = Op::IntExp { limit, multiplier, shift, table_bits };
     let error = sample::exp_error(&op, [&table, &[]], scores)?;
     if !m.admit("softmax", "deferred", cost::softmax(scores), error) {
@@ -313,6 +325,18 @@ fn row_reciprocal(factor: f64, peak_bits: u32) -> Option<(Op, u32)> {
 }
 
 fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
+    deferred(m, &[])
+}
+
+/// The same with a map of codes: the exponential's table yields levels alone.
+fn coded_softmax(m: &mut Match<'_>) -> Option<Id> {
+    let mut levels = m.constant("?levels")?.ints();
+    levels.sort_unstable();
+    levels.dedup();
+    deferred(m, &levels)
+}
+
+fn deferred(m: &mut Match<'_>, levels: &[i64]) -> Option<Id> {
     let (to, target) = quantize_target(m)?;
     let (scores, values) = (m.ty("?s")?, m.ty("?v")?);
     // a map on a grid of the model's own is rounded to it, as the model does
@@ -323,7 +347,7 @@ fn deferred_softmax(m: &mut Match<'_>) -> Option<Id> {
     let peak = peak_of(&map)?;
     let value_quant = values.quant?;
     let (reciprocal, shift) = row_reciprocal(value_quant.single()? / target.single()?, peak.ilog2())?;
-    let exp = exponentials(m, &scores, peak)?;
+    let exp = exponentials(m, &scores, peak, levels)?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
     let reciprocals = m.apply(reciprocal, None, &[sums])?;
@@ -342,7 +366,7 @@ fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
     }
     let scores = m.ty("?s")?;
     let peak = if matches!(to, Elem::U8) { peak_of(&target)? } else { u8::MAX };
-    let exp = exponentials(m, &scores, peak)?;
+    let exp = exponentials(m, &scores, peak, &[])?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
     let one = m.i32_vector("one", &[2]);

@@ -107,6 +107,7 @@ fn exponential(t: i64) -> i64 {
     const A: f64 = 0.358_151_47;
     const B: f64 = 0.969_632_38 / A;
     const C: f64 = 1.0 / A;
+    #[allow(clippy::approx_constant)] // as published
     const LN_2: f64 = 0.6931;
     let (b, c, ln_2) = ((B * ONE).floor() as i64, (C * ONE * ONE).floor() as i64, (LN_2 * ONE).ceil() as i64);
     let (q, r) = (t / ln_2, -(t % ln_2));

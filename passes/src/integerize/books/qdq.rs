@@ -4,6 +4,7 @@
 use egg::Id;
 use vitc_ir::{Const, Dim, Elem, Op, Quant, Shape, TensorType};
 
+use super::forms::table_constant;
 use crate::integerize::arith;
 use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
 use Exactness::{Exact, Rounding};
@@ -44,6 +45,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("hoist-gather",           Exact,    "(quantize ?q (gather ?m ?x))",                                hoist_quantize),
         rule("hoist-concat-2",         Exact,    "(quantize ?q (concat ?m ?a ?b))",                             hoist_concat),
         rule("quantize-clip",          Exact,    "(quantize ?q (clip ?c ?x))",                                  quantize_clip),
+        rule("merge-tables",           Exact,    "(int.table ?a (int.table ?b ?x ?t) ?u)",                      merge_tables),
         rule("requantize",             Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize),
         rule("requantize-halves",      Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize_halves),
         rule("requantize-add",         Rounding, "(quantize ?q (add ?m (dequantize ?da ?a) (dequantize ?db ?b)))", requantize_add),
@@ -349,6 +351,18 @@ fn quantize_clip(m: &mut Match<'_>) -> Option<Id> {
     }
     let quantized = m.apply(q.op, q.quant, &[x])?;
     m.apply(clamp, Some(quant), &[quantized])
+}
+
+/// A table of a table is one table.
+fn merge_tables(m: &mut Match<'_>) -> Option<Id> {
+    let (first, second) = (m.constant("?t")?, m.constant("?u")?);
+    let (least, _) = first.ty.elem.range()?;
+    let outer = second.ints();
+    let entries = first.ints().into_iter().map(|q| outer.get(usize::try_from(q - least).ok()?).copied());
+    let entries: Vec<i64> = entries.collect::<Option<_>>()?;
+    let table = table_constant(m, second.ty.elem, &entries);
+    let (x, quant) = (m.var("?x")?, m.attrs("?a")?.quant);
+    m.apply(Op::IntTable {}, quant, &[x, table])
 }
 
 /// `quantize(dequantize(x))` is one dyadic requantize, or nothing when the quantization stays.
