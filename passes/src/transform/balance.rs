@@ -107,7 +107,9 @@ impl Subject {
             q_power += q.power[i] * f * f;
             k_power += k.power[j] / (f * f);
         }
-        let (q_step, k_step) = ((high - low) / levels.activation, 2.0 * key / levels.activation);
-        (q_step * q_step * k_power + k_step * k_step * q_power) / 12.0
+        let channels = factors.len().max(1) as f64;
+        let q_error = levels.activation_error(high - low, q_power / channels);
+        let k_error = levels.activation_error(2.0 * key, k_power / channels);
+        q_error * k_power + k_error * q_power
     }
 }
