@@ -26,7 +26,7 @@
 mod pack;
 
 use cranelift_codegen::ir::types::{I8X16, I16, I16X8, I32, I32X4, I64, I64X2};
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
 use vitc_ir::layout::Layout;
 use vitc_ir::{Dim, Elem};
 
@@ -39,6 +39,9 @@ use crate::view::{Factor, Lin};
 pub(crate) const PANEL: usize = 8;
 /// Bytes of spread rows that should stay in L1 beside a panel.
 const CHUNK_BYTES: usize = 18 << 10;
+/// Extras of a lane program up to which the sums of a tile stay in registers beside it. With more, the register allocator
+/// would keep a sum in memory in the middle of the products.
+const LIGHT_EXTRAS: usize = 3;
 /// Most rows of a chunk.
 const CHUNK_ROWS: usize = 48;
 /// Bytes that four k of one row take when spread.
@@ -497,7 +500,12 @@ impl Gemm {
 
     fn tile(&self, e: &mut Emit<'_>, tile: &Tile) {
         let sums = if self.wide() { self.multiply_halves(e, tile) } else { self.multiply_bytes(e, tile) };
+        let kept = (self.extras.len() > LIGHT_EXTRAS).then(|| self.keep(e, &sums));
         for (row, acc) in sums.into_iter().enumerate() {
+            let acc = match kept {
+                Some(slot) => [0, 16].map(|disp| e.load(I32X4, Addr { base: slot, disp: 32 * row as i32 + disp })),
+                None => acc,
+            };
             let at: Vec<Addr> = std::iter::once((tile.out, 0))
                 .chain(tile.extras.iter().zip(&self.extras).map(|(&x, o)| (x, o.row_stride())))
                 .map(|(base, stride)| Addr { base, disp: 0 }.plus(row as i64 * stride))
@@ -507,6 +515,17 @@ impl Gemm {
             let mut group = RowGroup { inputs: &inputs, at: &at, first: Some(Lanes::I32(acc)), count: tile.count };
             run_group(e, &self.lane, &mut group, &self.out, to);
         }
+    }
+
+    /// Puts the sums of a tile into memory, where they wait for their row's turn.
+    fn keep(&self, e: &mut Emit<'_>, sums: &[[Value; 2]]) -> Value {
+        let bytes = 32 * sums.len() as u32;
+        let slot = e.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 4));
+        let slot = e.b.ins().stack_addr(I64, slot, 0);
+        for (i, &v) in sums.iter().flatten().enumerate() {
+            e.store(v, Addr { base: slot, disp: 16 * i as i32 });
+        }
+        slot
     }
 
     /// Runs `step(sums, rows of a, b)` for every group of four k.

@@ -28,6 +28,7 @@ use crate::wide::gemm::WideGemm;
 use crate::wide::linear::WideLinear;
 use crate::wide::map::WideMap;
 use crate::wide::norm::WideNorm;
+use crate::wide::peak::WidePeak;
 
 /// What a kernel computes, with every number that its code depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +48,7 @@ pub(crate) enum Spec {
     GatherRows(GatherRows),
     Rows(Rows),
     WideNorm(WideNorm),
+    WidePeak(WidePeak),
     AxisSum(AxisSum),
 }
 
@@ -68,6 +70,7 @@ impl Spec {
             Spec::GatherRows(s) => s.emit(e),
             Spec::Rows(s) => s.emit(e),
             Spec::WideNorm(s) => s.emit(e),
+            Spec::WidePeak(s) => s.emit(e),
             Spec::AxisSum(s) => s.emit(e),
         }
     }
@@ -82,6 +85,7 @@ impl Spec {
                 | Spec::WideDepthwise(_)
                 | Spec::WideMap(_)
                 | Spec::WideNorm(_)
+                | Spec::WidePeak(_)
         )
     }
 
@@ -109,6 +113,7 @@ impl Spec {
             Spec::WideMap(s) => Ok(vec![s.assemble()?]),
             Spec::WideLinear(s) => Ok(vec![s.assemble()?]),
             Spec::WideNorm(s) => Ok(vec![s.assemble()?]),
+            Spec::WidePeak(s) => Ok(vec![s.assemble()?]),
             _ => Ok(Vec::new()),
         }
     }

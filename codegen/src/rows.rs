@@ -36,6 +36,10 @@ pub(crate) enum Work {
     Exp { limit: i64, multiplier: i64, shift: u32, entries: usize },
     /// `int.reduce_sum` over the last dimension.
     Sum,
+    /// `int.row_peak`.
+    Peak { shift: u32 },
+    /// `int.row_codes`.
+    Codes { levels: i64, zero_point: i64, shift: u32 },
     /// `int.layernorm`.
     LayerNorm { epsilon: i64, centred: bool, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64 },
     /// `int.shiftmax`.
@@ -64,6 +68,8 @@ impl Rows {
         match self.work {
             Work::Exp { limit, multiplier, shift, entries } => self.exp(e, at, [limit, multiplier], shift, entries),
             Work::Sum => self.sum(e, at),
+            Work::Peak { shift } => self.put_peak(e, at, shift),
+            Work::Codes { levels, zero_point, shift } => self.codes(e, at, [levels, zero_point], shift),
             Work::LayerNorm { .. } => self.layernorm(e, at),
             Work::Shiftmax { one, n, bits } => self.shiftmax(e, at, ShiftExp { one, n }, bits),
             Work::ShiftLayerNorm { shift, zero_point } => self.shift_layernorm(e, at, shift, zero_point),
@@ -297,6 +303,58 @@ impl Rows {
         [sum, e.add(a, b)]
     }
 
+    /// Largest magnitude of the first operand's elements in steps of `2^shift`, rounded up and 1 at least.
+    fn peak(&self, e: &mut Emit<'_>, at: &[Value], shift: u32) -> Value {
+        let one = e.constant(I32X4, 1);
+        let both = self.each_group(e, &[one, one], |e, i, count, m| {
+            let x = self.group(e, 0, at, i, count);
+            let [lo, hi] = words(e, x).map(|x| e.b.ins().iabs(x));
+            vec![e.b.ins().smax(m[0], lo), e.b.ins().smax(m[1], hi)]
+        });
+        let four = e.b.ins().smax(both[0], both[1]);
+        let mut max = e.iconst(1);
+        for lane in 0..4 {
+            let x = e.b.ins().extractlane(four, lane);
+            let x = e.b.ins().sextend(I64, x);
+            max = e.b.ins().smax(max, x);
+        }
+        let max = e.add_imm(max, (1 << shift) - 1);
+        let by = e.iconst(shift.into());
+        e.b.ins().ushr(max, by)
+    }
+
+    fn put_peak(&self, e: &mut Emit<'_>, at: &[Value], shift: u32) {
+        let peak = self.peak(e, at, shift);
+        let zero = e.iconst(0);
+        self.put(e, at, zero, peak);
+    }
+
+    fn codes(&self, e: &mut Emit<'_>, at: &[Value], [levels, zero_point]: [i64; 2], peak_shift: u32) {
+        let shift = code_shift(levels);
+        let (peak, one) = (self.peak(e, at, peak_shift), e.iconst(1));
+        let by = e.iconst(peak_shift.into());
+        let peak = e.b.ins().ishl(peak, by);
+        let half_peak = e.b.ins().ushr(peak, one);
+        let numerator = e.add_imm(half_peak, levels << shift);
+        let r = e.b.ins().udiv(numerator, peak);
+        let r = e.b.ins().ireduce(I32, r);
+        let r = e.b.ins().splat(I32X4, r);
+        let half = e.constant(I32X4, 1 << (shift - 1));
+        let by = e.b.ins().iconst(I32, i64::from(shift));
+        self.each_group(e, &[r], |e, i, count, same| {
+            let x = self.group(e, 0, at, i, count);
+            let y = words(e, x).map(|x| {
+                let y = e.b.ins().imul(x, same[0]);
+                let y = e.add(y, half);
+                e.b.ins().sshr(y, by)
+            });
+            let y = shifted_zero(e, y, zero_point);
+            let packed = saturate_words(e, y, Elem::U8);
+            self.put_group(e, at, i, count, packed);
+            vec![same[0]]
+        });
+    }
+
     fn layernorm(&self, e: &mut Emit<'_>, at: &[Value]) {
         let Work::LayerNorm { epsilon, centred, guard, norm_bits, recip_bits, shift, zero_point } = self.work else {
             return;
@@ -484,6 +542,11 @@ impl ShiftExp {
         let sigmoid = e.b.ins().sshr(product, by);
         e.b.ins().imul(i, sigmoid)
     }
+}
+
+/// The shift of `int.row_codes`: products of an element with the row's reciprocal then fit 31 bits.
+pub(crate) fn code_shift(levels: i64) -> u32 {
+    30 - (i64::BITS - levels.leading_zeros())
 }
 
 /// `sum` and the four lanes of an `i32x4`.

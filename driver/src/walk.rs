@@ -9,7 +9,7 @@ use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
 use vitc_passes::quantize::{self, CodesOf, Observer, Placed, QuantOptions, Rounding, Widths};
-use vitc_passes::transform::{self, Applied};
+use vitc_passes::transform::{self, Applied, Transform};
 use vitc_passes::{fuse, shape};
 
 use crate::calibrate::{Calibration, Feed, Inputs};
@@ -162,6 +162,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
         activations: options.activations.clone(),
         codes: options.codes.clone(),
         rounding: options.rounding,
+        without_rows: options.transforms.left_out(Transform::Rows).map(String::from).collect(),
         threads: options.threads,
     };
     let mut feed = Feed::of(&module, options)?;

@@ -103,7 +103,7 @@ fn weights_of_four_bits_are_packed_two_to_a_byte() {
     assert!(fewest < nibbles, "{fewest}, {nibbles}");
     let layers = json(&["inspect", &three])["layers"].as_array().unwrap().clone();
     let bits: Vec<i64> = layers.iter().map(|l| l["bits"].as_i64().unwrap()).collect();
-    assert_eq!(bits.iter().filter(|&&b| b == 8).count(), 1, "the patches alone keep 8: {layers:?}");
+    assert_eq!(bits.iter().filter(|&&b| b == 8).count(), 2, "patches and classifier keep 8: {layers:?}");
     assert!(bits.iter().all(|&b| b <= 3 || b == 8), "{layers:?}");
     let labels = arg(demo().join("eval/labels.txt"));
     let images = arg(demo().join("eval"));

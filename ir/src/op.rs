@@ -180,6 +180,8 @@ ops! {
     ReduceSum = "reduce_sum" Float ["x"] { axes: Vec<usize>, keep: bool } infer::reduce_float;
     /// Maximum over `axes`.
     ReduceMax = "reduce_max" Float ["x"] { axes: Vec<usize>, keep: bool } infer::reduce_float;
+    /// Each row (last dimension) rounded to a grid of its own. With `m` the largest `x - lowest` of the row, steps of `m/levels` from `lowest` on; of a `signed` grid `m` is the largest `|x - lowest|`, and there are `levels` steps on either side. `m` is rounded up to a multiple of `step`, one at least.
+    RoundRows = "round_rows" Float ["x"] { lowest: Real, step: Real, levels: i64, signed: bool } infer::round_rows;
     /// Pixels to floats: `(x/255 - mean[c])/std[c]` for channel `c` (dimension 1 of [N, C, H, W]).
     Normalize = "normalize" Float ["x"] { mean: Vec<Real>, std: Vec<Real> } infer::normalize;
 
@@ -200,12 +202,14 @@ ops! {
     IntRequant15 = "int.requant15" Int ["x", "multiplier"] { axis: usize, pre_shift: u32, post_shift: u32, zero_point: i64, to: Elem } infer::requant;
     /// Saturating sum in `to`, broadcast; both operands have the same scale and zero point 0.
     IntAdd = "int.add" Int ["a", "b"] { to: Elem } infer::add_int;
-    /// `(a - a_zero) * (b - b_zero)` in `i32`, broadcast.
+    /// `(a - a_zero) * (b - b_zero)` in `i32`, broadcast; a product that does not fit is an error: the compiler proves it absent.
     IntMul = "int.mul" Int ["a", "b"] { a_zero: i64, b_zero: i64 } infer::mul_int;
     /// Smaller of two, broadcast; both operands have the same quantization.
     IntMin = "int.min" Int ["a", "b"] { } infer::extremum_int;
     /// Larger of two, broadcast; both operands have the same quantization.
     IntMax = "int.max" Int ["a", "b"] { } infer::extremum_int;
+    /// `x + 2^(shift-1) >> shift`, half up, for `shift` of 1 to 31; a sum that leaves `i32` is an error: the compiler proves it absent.
+    IntRoundShift = "int.round_shift" Int ["x"] { shift: u32 } infer::round_shift;
     /// `x` clamped to `[lo, hi]`.
     IntClamp = "int.clamp" Int ["x"] { lo: i64, hi: i64 } infer::same_int;
     /// `table[x - min(x's type)]` for 8-bit `x`; the table has 256 entries of the result's element type.
@@ -220,6 +224,10 @@ ops! {
     IntReciprocal = "int.reciprocal" Int ["x"] { numerator: i64 } infer::reciprocal;
     /// `int.requant` with multipliers of the image's own: `saturate((x * multiplier + 2^(shift-1) >> shift) + zero_point)` in `i64`; `multiplier` is `i32` and broadcast to `x`: with last dimension 1 it is one a row.
     IntRequantRows = "int.requant_rows" Int ["x", "multiplier"] { shift: u32, zero_point: i64, to: Elem } infer::requant_rows;
+    /// Largest `|x|` of each row (last dimension, which becomes 1) in steps of `2^shift`, rounded up, and 1 at least: what a row's own grid is made of.
+    IntRowPeak = "int.row_peak" Int ["x"] { shift: u32 } infer::row_peak;
+    /// Each row (last dimension) on a grid of its own, as large as the row: with `p` the row's `int.row_peak` times `2^shift`, `s = 30 - bits(levels)` and `r = (levels*2^s + p/2) / p`, `y = saturate((x*r + 2^(s-1) >> s) + zero_point)` in `u8`. One step stands for `p/levels` of those of `x`. `x*r` with its rounding half fits `i32`.
+    IntRowCodes = "int.row_codes" Int ["x"] { levels: i64, zero_point: i64, shift: u32 } infer::row_codes;
     /// Attention without softmax, normalised by an exact integer reciprocal (Trio-ViT section 3.3 without its rounding to a power of two). For unsigned `q` [.., T, D], `k` [.., U, D] and `v` [.., U, E], matrix by matrix: `s = k^T (v - v_zero)` and `n[d] = sum_u k[u,d]` in `i32`; `h = max(0, bits(max |s|) - 14)`, `w = s + 2^(h-1) >> h` (no rounding term when h = 0), so that `w` fits `i16`; then for each row `a = q w` in `i32`, `g = max(q n + epsilon, 1)` in `i64`, `r = (numerator + g/2) / g`, and `y = saturate((a*r + 2^(shift-h-1) >> shift-h) + zero_point)`. With `log2` the divisor is a power of two (Trio-ViT section 3.3): `r = numerator >> i + b` for the leading one at bit `i` of `g` and `b` the bit below it. `a*r` fits `i64`: the op's rule on its attributes and sizes proves it.
     IntLinearAttention = "int.linear_attention" Int ["q", "k", "v"] { v_zero: i64, epsilon: i64, numerator: i64, shift: u32, log2: bool, zero_point: i64, to: Elem } infer::linear_attention_int;
     /// LayerNorm with exact integer moments over the last dimension of length C. `s1 = sum x`, `s2 = sum x^2`, `v = max(C*s2 - s1^2 + epsilon, 1)`, `sigma = isqrt(v)`, `e = max(0, bits(sigma) + guard - 16)`, `r = (2^(e+norm_bits+recip_bits) + sigma/2) / sigma`; then for each element `d = (C*x - s1 + 2^(e-1)) >> e` (no rounding term when e = 0), `n = (d*r + 2^(recip_bits-1)) >> recip_bits`, `y = saturate((n*gamma[c] + beta[c] >> shift) + zero_point)`; `beta` carries the rounding half. `gamma`, `beta` are `i32`; `guard` is `ceil(log2(sqrt C)) + 1`. Not `centred` it is RMSNorm: `s1` counts as zero. `d*r` (with its rounding half as well) and `n*gamma[c] + beta[c]` fit `i32`: the compiler proves it.

@@ -135,9 +135,12 @@ fn goes_by_rows(module: &Module, node: &Node) -> bool {
         | Op::IntMin {}
         | Op::IntMax {}
         | Op::IntClamp { .. }
+        | Op::IntRoundShift { .. }
         | Op::IntTable {}
         | Op::IntHardSwish { .. }
         | Op::IntExp { .. }
+        | Op::IntRowPeak { .. }
+        | Op::IntRowCodes { .. }
         | Op::IntReciprocal { .. }
         | Op::IntLayerNorm { .. }
         | Op::IntShiftmax { .. }

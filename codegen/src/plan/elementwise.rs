@@ -107,6 +107,9 @@ impl<M: Backend> Planner<'_, M> {
                 program(vec![element(0), element(1)], vec![Inst::Load(0), Inst::Load(1), Inst::Max(0, 1)], elem(0)),
                 last,
             ),
+            Op::IntRoundShift { shift } => {
+                (program(vec![element(0)], vec![Inst::Load(0), Inst::RoundShr(0, *shift)], Elem::I32), last)
+            }
             Op::IntClamp { lo, hi } => {
                 (program(vec![element(0)], vec![Inst::Load(0), Inst::Clamp(0, *lo, *hi)], elem(0)), last)
             }

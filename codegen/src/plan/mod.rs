@@ -196,10 +196,13 @@ impl<M: Backend> Planner<'_, M> {
             | Op::IntMax {}
             | Op::IntClamp { .. }
             | Op::IntHardSwish { .. }
+            | Op::IntRoundShift { .. }
             | Op::IntTable {} => self.elementwise(node),
             Op::IntExp { .. }
             | Op::IntReduceSum { .. }
             | Op::IntReciprocal { .. }
+            | Op::IntRowPeak { .. }
+            | Op::IntRowCodes { .. }
             | Op::IntLayerNorm { .. }
             | Op::IntShiftmax { .. }
             | Op::IntShiftGelu { .. }

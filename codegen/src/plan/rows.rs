@@ -10,6 +10,7 @@ use crate::rows::{Rows, Work, exp_table};
 use crate::sum::AxisSum;
 use crate::view::{Lin, View};
 use crate::wide::norm::WideNorm;
+use crate::wide::peak::WidePeak;
 
 impl<M: Backend> Planner<'_, M> {
     pub(super) fn over_rows(&mut self, node: &Node) -> Lowered {
@@ -25,10 +26,10 @@ impl<M: Backend> Planner<'_, M> {
         let mut extra: Vec<Operand> = Vec::new();
         let work = self.work(node, &mut args, &mut extra)?;
         let result = self.module.ty(node.result);
-        let sums = matches!(work, Work::Sum);
-        let out_shape = if sums { Shape(x.shape.0[..rank - 1].to_vec()) } else { x.shape.clone() };
+        let single = matches!(work, Work::Sum | Work::Peak { .. });
+        let out_shape = if single { Shape(x.shape.0[..rank - 1].to_vec()) } else { x.shape.clone() };
         let mut out = View::contiguous(&out_shape).ok_or("the batch would be squared")?;
-        if sums {
+        if single {
             out.dims.push(Vec::new());
         }
         // A repeated element is still loaded once for each column: sums must not see more columns than there are.
@@ -47,7 +48,8 @@ impl<M: Backend> Planner<'_, M> {
         let items = extent(product_of(&sizes)?);
         let name = format!("{}_{}__c{c}", node.op.name().trim_start_matches("int."), x.elem.name());
         let rows = Rows { sizes, c, operands, work };
-        let spec = self.widest(WideNorm::of(&rows).map(Spec::WideNorm), Spec::Rows(rows))?;
+        let wide = WideNorm::of(&rows).map(Spec::WideNorm).or_else(|| WidePeak::of(&rows).map(Spec::WidePeak));
+        let spec = self.widest(wide, Spec::Rows(rows))?;
         self.step(Call { spec, name, args, items, grain: 1, macs: 0 })
     }
 
@@ -78,6 +80,8 @@ impl<M: Backend> Planner<'_, M> {
                 Ok(Work::ShiftLayerNorm { shift, zero_point })
             }
             Op::IntReduceSum { .. } => Ok(Work::Sum),
+            Op::IntRowPeak { shift } => Ok(Work::Peak { shift }),
+            Op::IntRowCodes { levels, zero_point, shift } => Ok(Work::Codes { levels, zero_point, shift }),
             Op::IntReciprocal { numerator } => Ok(Work::Reciprocal { numerator }),
             Op::IntShiftmax { one, n, bits } => Ok(Work::Shiftmax { one, n, bits }),
             Op::IntShiftGelu { x_zero, one, n, bits } => Ok(Work::ShiftGelu { x_zero, one, n, bits }),

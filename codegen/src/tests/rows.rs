@@ -184,3 +184,34 @@ fn multipliers_of_elements() {
         check(&mut m, y, 1, &[]);
     }
 }
+
+#[test]
+fn grids_of_rows() {
+    for c in SIZES {
+        let shift = c as u32 % 16;
+        for range in [(-32768, 32767), (-3, 3), (0, 0), (0, 32767)] {
+            let mut m = module();
+            let x = input(&mut m, Elem::I16, batched(&[3, c]));
+            let y = node(&mut m, Op::IntRowPeak { shift }, &[x]);
+            check(&mut m, y, 1, &[range]);
+        }
+        for (levels, zero_point) in [(255, 0), (127, 128), (7, 8), (1, 3)] {
+            for range in [(-32768, 32767), (-3, 3), (0, 0), (0, 32767)] {
+                let mut m = module();
+                let x = input(&mut m, Elem::I16, batched(&[3, c]));
+                let y = node(&mut m, Op::IntRowCodes { levels, zero_point, shift }, &[x]);
+                check(&mut m, y, 1, &[range]);
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_shifts() {
+    for shift in [1, 7, 31] {
+        let mut m = module();
+        let x = input(&mut m, Elem::I32, batched(&[3, 70]));
+        let y = node(&mut m, Op::IntRoundShift { shift }, &[x]);
+        check(&mut m, y, 1, &[(-(1 << 30), (1 << 30) - 1)]);
+    }
+}

@@ -145,3 +145,40 @@ pub(crate) fn k(n: u8) -> AsmRegisterK {
 pub(crate) fn at(base: AsmRegister64, disp: i64) -> AsmMemoryOperand {
     base + i32::try_from(disp).expect("displacements stay below 2 GiB")
 }
+
+/// Mask registers of the last columns of a row, in vectors of 32 elements and of 16.
+pub(crate) const TAIL_HALVES: u8 = 1;
+pub(crate) const TAIL_WORDS: u8 = 2;
+
+/// Sets the masks of the last columns. Clobbers rax.
+pub(crate) fn tails(asm: &mut Asm, columns: usize) -> Assembled {
+    for (mask, width) in [(TAIL_HALVES, 32), (TAIL_WORDS, 16)] {
+        let bits = (1u64 << (columns % width)) - 1;
+        asm.c.mov(registers::gpr32::eax, bits as u32 as i32)?;
+        asm.c.kmovd(k(mask), registers::gpr32::eax)?;
+    }
+    Ok(())
+}
+
+/// The body for all vectors of a row, with its number among those between two moves of the walkers and whether it is the
+/// rest of a row. Walkers move by so many bytes an element. Clobbers r12.
+pub(crate) fn each_vector(
+    asm: &mut Asm,
+    columns: usize,
+    width: usize,
+    walkers: &[(AsmRegister64, i64)],
+    body: &mut dyn FnMut(&mut Asm, usize, bool) -> Assembled,
+) -> Assembled {
+    /// Vectors of one turn.
+    const UNROLL: usize = 4;
+    let (turns, rest) = (columns / width / UNROLL, columns / width % UNROLL);
+    if turns > 0 {
+        asm.c.mov(registers::gpr32::r12d, turns as i32)?;
+        asm.repeat(registers::gpr64::r12, |asm| {
+            (0..UNROLL).try_for_each(|i| body(asm, i, false))?;
+            walkers.iter().try_for_each(|&(walker, bytes)| asm.advance(walker, bytes * (width * UNROLL) as i64))
+        })?;
+    }
+    (0..rest).try_for_each(|i| body(asm, i, false))?;
+    if columns.is_multiple_of(width) { Ok(()) } else { body(asm, rest, true) }
+}

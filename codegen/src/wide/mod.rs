@@ -14,4 +14,5 @@ pub(crate) mod linear;
 pub(crate) mod map;
 mod nibbles;
 pub(crate) mod norm;
+pub(crate) mod peak;
 mod tiles;

@@ -21,11 +21,11 @@ use iced_x86::code_asm::registers::gpr64::{
     r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, AsmRegisterZmm, dword_ptr, ptr, qword_ptr, xmmword_ptr, ymmword_ptr, zmmword_ptr,
+    AsmMemoryOperand, AsmRegisterZmm, dword_ptr, ptr, qword_ptr, xmmword_ptr, ymmword_ptr, zmmword_ptr,
 };
 use vitc_ir::{Dim, Elem};
 
-use super::asm::{Asm, Assembled, at, k, x, z};
+use super::asm::{Asm, Assembled, TAIL_HALVES, TAIL_WORDS, at, each_vector, tails, x, z};
 use crate::emit::Emit;
 use crate::operand::{Columns, Operand, split_index};
 use crate::rows::{Rows, Work};
@@ -34,15 +34,13 @@ use crate::rows::{Rows, Work};
 const GROUP: i32 = 8;
 /// Bytes of a record: reciprocal, offset, shift.
 const RECORD: i32 = 16;
-/// Vectors of one turn of the loops over columns.
-const UNROLL: usize = 4;
 /// Elements of a vector of moments and of a vector of results.
 const HALVES: usize = 32;
 const WORDS: usize = 16;
 /// Columns up to which a product with their number fits `vpmaddwd`.
 const MOST_COLUMNS: usize = i16::MAX as usize;
 
-/// Vector registers that hold a constant, and masks of the last columns.
+/// Vector registers that hold a constant.
 const ONES: u8 = 31;
 const EVEN: u8 = 30;
 const COUNT: u8 = 29;
@@ -50,8 +48,6 @@ const HALF: u8 = 28;
 const ZERO_POINT: u8 = 27;
 const LEAST: u8 = 26;
 const MOST: u8 = 25;
-const TAIL_HALVES: u8 = 1;
-const TAIL_WORDS: u8 = 2;
 
 /// `int.layernorm` of rows of consecutive `i16`. Arguments: x, gamma, beta, out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -164,12 +160,7 @@ impl WideNorm {
         }
         let even = asm.bytes(&0xffff_ffffu64.to_le_bytes());
         asm.c.vpbroadcastq(z(EVEN), qword_ptr(even))?;
-        for (mask, width) in [(TAIL_HALVES, HALVES), (TAIL_WORDS, WORDS)] {
-            let bits = (1u64 << (self.c % width)) - 1;
-            asm.c.mov(gpr32::eax, bits as u32 as i32)?;
-            asm.c.kmovd(k(mask), gpr32::eax)?;
-        }
-        Ok(())
+        tails(asm, self.c)
     }
 
     /// `body` for each row of the group, with its record at [`record`].
@@ -369,27 +360,6 @@ fn record(n: i32) -> AsmMemoryOperand {
 /// Four bytes: about the root of numbers with this top byte, of 64 bits.
 fn first_root(top: u64) -> [u8; 4] {
     u32::try_from(((2 * top + 1) << 55).isqrt()).unwrap_or(u32::MAX).to_le_bytes()
-}
-
-/// The body for all vectors of a row, with its number among those between two moves of the walkers and whether it is the
-/// rest of a row. Walkers move by so many bytes an element. Clobbers r12.
-fn each_vector(
-    asm: &mut Asm,
-    columns: usize,
-    width: usize,
-    walkers: &[(AsmRegister64, i64)],
-    body: &mut dyn FnMut(&mut Asm, usize, bool) -> Assembled,
-) -> Assembled {
-    let (turns, rest) = (columns / width / UNROLL, columns / width % UNROLL);
-    if turns > 0 {
-        asm.c.mov(gpr32::r12d, turns as i32)?;
-        asm.repeat(r12, |asm| {
-            (0..UNROLL).try_for_each(|i| body(asm, i, false))?;
-            walkers.iter().try_for_each(|&(walker, bytes)| asm.advance(walker, bytes * (width * UNROLL) as i64))
-        })?;
-    }
-    (0..rest).try_for_each(|i| body(asm, i, false))?;
-    if columns.is_multiple_of(width) { Ok(()) } else { body(asm, rest, true) }
 }
 
 #[cfg(test)]

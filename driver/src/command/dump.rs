@@ -74,7 +74,7 @@ impl After {
 pub fn run(args: Args, global: Global) -> Result<u8> {
     let module = module_at(&args.model, args.after.stage(), &args.compile, global)?;
     match args.after {
-        After::Asm => dump_code(&module, args.output.as_deref(), global)?,
+        After::Asm => dump_code(&module, args.compile.tier()?, args.output.as_deref(), global)?,
         _ => dump_text(&module, args.output.as_deref(), global)?,
     }
     Ok(0)
@@ -144,8 +144,8 @@ fn write_text(path: &Path, printed: &Printed) -> Result<()> {
     })
 }
 
-fn dump_code(module: &Module, output: Option<&Path>, global: Global) -> Result<()> {
-    let kernels = Emitted::of(module, Tier::best())?.kernels;
+fn dump_code(module: &Module, tier: Tier, output: Option<&Path>, global: Global) -> Result<()> {
+    let kernels = Emitted::of(module, tier)?.kernels;
     let listings: Vec<(String, String)> = kernels
         .iter()
         .map(|k| (k.name.clone(), vitc_codegen::disassemble(k.code.get(..k.instructions).unwrap_or(&k.code))))

@@ -171,9 +171,13 @@ fn simulated(sites: &[Placed]) -> Vec<(Key, Probe)> {
     sites.iter().map(probe).collect()
 }
 
-/// Sites where the integer module computes them; some it does not, such as a map of attention that is divided later.
+/// Sites where the integer module computes them; some it does not, such as a map of attention that is divided later, or rows
+/// with scales of their own.
 fn integers(sites: &[Placed], quantize: &Module, journal: &Journal) -> Vec<(Key, Probe)> {
     let probe = |s: &Placed| {
+        if s.rows.is_some() {
+            return None; // the codes of a row stand for reals by its peak
+        }
         let quantized = *quantize.node_of(s.simulated)?.operands.first()?;
         let found = *journal.integerized.as_ref()?.values.get(&quantized)?;
         Some(((s.value, s.role), Probe { truth: s.value, found, quant: Some(s.quant.clone()) }))

@@ -73,7 +73,7 @@ impl Counts {
         let Histogram { low, high, counts } = &mut self.histogram;
         let per_bin = BINS as f64 / (*high - *low);
         let channels = measured.factors.len().max(1);
-        let grid = Grid::of(site, values.len());
+        let grid = Grid::of(site, values);
         for (i, &x) in values.iter().enumerate() {
             let x = f64::from(x);
             counts[(((x - *low) * per_bin) as usize).min(BINS - 1)] += 1;
@@ -97,17 +97,22 @@ struct Grid<'s> {
     site: &'s Placed,
     /// Elements that lie next to each other and share a scale.
     inner: usize,
+    /// The tensor with its rows rounded, where rows have scales of their own.
+    rounded: Option<Vec<f32>>,
 }
 
 impl Grid<'_> {
-    /// Scales along the last dimension but for those of one scale, which is what activations have.
-    fn of(site: &Placed, elements: usize) -> Grid<'_> {
-        let inner = if site.quant.axis.is_some() { 1 } else { elements.max(1) };
-        Grid { site, inner }
+    /// Scales along the last dimension but for those of one scale, which is what activations have, and those of rows.
+    fn of<'s>(site: &'s Placed, values: &[f32]) -> Grid<'s> {
+        let inner = if site.quant.axis.is_some() { 1 } else { values.len().max(1) };
+        Grid { site, inner, rounded: site.rows.as_ref().and_then(|rows| rows.round(values)) }
     }
 
     /// The nearest real of the grid to element `i`, and whether that lies beyond it by more than rounding.
     fn nearest(&self, i: usize, x: f64) -> (f64, bool) {
+        if let Some(rounded) = &self.rounded {
+            return (rounded[i].into(), false); // a row's grid is as large as the row
+        }
         let Placed { quant, levels, .. } = self.site;
         let scale = quant.scale_at(i / self.inner % quant.scale.len().max(1));
         let zero = f64::from(quant.zero_point);
@@ -125,7 +130,7 @@ mod tests {
     fn site() -> Placed {
         let quant = Quant::per_tensor(0.5, 2);
         let (value, simulated) = (ValueId(0), ValueId(0));
-        Placed { value, role: "unsigned", simulated, elem: Elem::U8, quant, levels: (0, 15), codes: None }
+        Placed { value, role: "unsigned", simulated, elem: Elem::U8, quant, levels: (0, 15), codes: None, rows: None }
     }
 
     #[test]

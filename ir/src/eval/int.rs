@@ -17,6 +17,10 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::IntMin {} => Ok(Data::narrow(x.elem(), pairs(call, i32::min)?)),
         Op::IntMax {} => Ok(Data::narrow(x.elem(), pairs(call, i32::max)?)),
         Op::IntMul { a_zero, b_zero } => mul(call, *a_zero, *b_zero),
+        Op::IntRoundShift { shift } => {
+            let sum = |&v: &i32| fit(i64::from(v) + (1 << (shift - 1)), "the sum before the shift");
+            Ok(Data::I32(x.i32()?.iter().map(|v| Ok(sum(v)? >> shift)).collect::<Result<_, Fault>>()?))
+        }
         Op::IntClamp { lo, hi } => {
             Ok(Data::from_ints(x.elem(), x.i32()?.iter().map(|&v| i64::from(v).clamp(*lo, *hi))))
         }

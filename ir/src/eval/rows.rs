@@ -39,6 +39,22 @@ pub(super) fn softmax(x: View) -> Evaluated {
     Ok(Data::F32(out))
 }
 
+/// Rows on grids of their own.
+pub(super) fn round_rows(x: View, lowest: Real, step: Real, (levels, signed): (i64, bool)) -> Evaluated {
+    let (lowest, levels) = (lowest.0 as f32, levels as f32);
+    let least = if signed { -levels } else { 0.0 };
+    let mut out = x.f32()?.to_vec();
+    for row in out.chunks_exact_mut(x.last()) {
+        let most = row.iter().fold(0f32, |m, &v| m.max(if signed { (v - lowest).abs() } else { v - lowest }));
+        // what is a multiple already stays one, whatever the last bits of a float
+        let peak = (f64::from(most) / step.0 - 1e-4).ceil().max(1.0) * step.0;
+        let grain = (peak / f64::from(levels)) as f32;
+        row.iter_mut()
+            .for_each(|v| *v = ((*v - lowest) / grain).round_ties_even().clamp(least, levels) * grain + lowest);
+    }
+    Ok(Data::F32(out))
+}
+
 // ---- integer
 
 /// The integer ops over rows.
@@ -47,6 +63,11 @@ pub(super) fn eval(call: &Call) -> Evaluated {
     match call.op {
         Op::IntExp { .. } => exp_rows(call),
         Op::IntLayerNorm { .. } => layernorm_int(call),
+        Op::IntRowPeak { shift } => {
+            let values = x.i32()?;
+            Ok(Data::I32(values.chunks_exact(x.last()).map(|row| row_peak(row, *shift)).collect()))
+        }
+        Op::IntRowCodes { levels, zero_point, shift } => row_codes(x, *levels, *zero_point, *shift),
         Op::IntShiftmax { one, n, bits } => {
             let exp = ShiftExp { one: *one, n: *n };
             let values = x.i32()?;
@@ -56,6 +77,22 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::IntShiftLayerNorm { shift, zero_point, to } => shift_layernorm(call, *shift, *zero_point, *to),
         _ => misplaced(call),
     }
+}
+
+fn row_peak(row: &[i32], shift: u32) -> i32 {
+    let most = row.iter().fold(1, |m, v| m.max(v.abs()));
+    (most + (1 << shift) - 1) >> shift
+}
+
+fn row_codes(x: View, levels: i64, zero_point: i64, shift: u32) -> Evaluated {
+    let by = 30 - bit_length(levels);
+    let values = x.i32()?;
+    let codes = values.chunks_exact(x.last()).flat_map(|row| {
+        let peak = i64::from(row_peak(row, shift)) << shift;
+        let reciprocal = ((levels << by) + peak / 2) / peak;
+        row.iter().map(move |&x| ((i64::from(x) * reciprocal + (1 << (by - 1))) >> by) + zero_point)
+    });
+    Ok(Data::from_ints(Elem::U8, codes.map(|y| y.clamp(0, 255))))
 }
 
 fn exp_rows(call: &Call) -> Evaluated {

@@ -40,6 +40,15 @@ pub(crate) fn binary_float(_: &Op, operands: &[&TensorType]) -> Inferred {
     Ok(TensorType::f32(broadcast(&operands[0].shape, &operands[1].shape)?))
 }
 
+pub(crate) fn round_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::RoundRows { step, levels, .. } = op else { unreachable!() };
+    ensure(step.0 > 0.0 && step.0.is_finite(), || format!("step {} is not positive", step.0))?;
+    want_float(operands)?;
+    ensure((1..=255).contains(levels), || format!("{levels} levels are outside 1..=255"))?;
+    ensure(operands[0].shape.last_fixed().is_some(), || "rows want a fixed last dimension".into())?;
+    Ok(TensorType::f32(operands[0].shape.clone()))
+}
+
 fn matmul_shape(operands: &[&TensorType]) -> Result<Shape, String> {
     let (a, b) = (&operands[0].shape, &operands[1].shape);
     let misfit = || format!("matmul of [{a}] and [{b}]");
@@ -220,7 +229,7 @@ pub(crate) fn add_int(op: &Op, operands: &[&TensorType]) -> Inferred {
 }
 
 pub(crate) fn mul_int(_: &Op, operands: &[&TensorType]) -> Inferred {
-    operands.iter().try_for_each(|x| want_elem(x, NARROW, "an operand"))?;
+    operands.iter().try_for_each(|x| want_elem(x, INTS, "an operand"))?;
     Ok(TensorType::new(Elem::I32, broadcast(&operands[0].shape, &operands[1].shape)?))
 }
 
@@ -243,6 +252,13 @@ pub(crate) fn hardswish_int(op: &Op, operands: &[&TensorType]) -> Inferred {
     want_elem(operands[0], &[Elem::I16], "x")?;
     ensure(*shift <= 14, || format!("shift {shift} is outside 0..=14"))?;
     Ok(TensorType::new(Elem::I16, operands[0].shape.clone()))
+}
+
+pub(crate) fn round_shift(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntRoundShift { shift } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I32], "x")?;
+    ensure((1..=31).contains(shift), || format!("shift {shift} is outside 1..=31"))?;
+    Ok(TensorType::new(Elem::I32, operands[0].shape.clone()))
 }
 
 pub(crate) fn table(_: &Op, operands: &[&TensorType]) -> Inferred {
@@ -325,10 +341,28 @@ pub(crate) fn requant_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
     want_elem(operands[0], &[Elem::I32, Elem::I16], "x")?;
     want_elem(operands[1], &[Elem::I32], "multiplier")?;
     ensure((1..=62).contains(shift), || format!("shift {shift} is outside 1..=62"))?;
-    ensure(NARROW.contains(to), || format!("cannot requantize to {to}"))?;
+    ensure(INTS.contains(to), || format!("cannot requantize to {to}"))?;
     let shape = broadcast(&operands[0].shape, &operands[1].shape)?;
     ensure(shape == operands[0].shape, || "multiplier does not broadcast to x".into())?;
     Ok(TensorType::new(*to, shape))
+}
+
+pub(crate) fn row_peak(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntRowPeak { shift } = op else { unreachable!() };
+    ensure(*shift <= 15, || format!("shift {shift} is outside 0..=15"))?;
+    want_elem(operands[0], &[Elem::I16], "x")?;
+    let last = operands[0].shape.rank().checked_sub(1).ok_or("a scalar has no rows")?;
+    Ok(TensorType::new(Elem::I32, reduced(&operands[0].shape, &[last], true)?))
+}
+
+pub(crate) fn row_codes(op: &Op, operands: &[&TensorType]) -> Inferred {
+    let Op::IntRowCodes { levels, zero_point, shift } = op else { unreachable!() };
+    want_elem(operands[0], &[Elem::I16], "x")?;
+    ensure((1..=255).contains(levels), || format!("{levels} levels are outside 1..=255"))?;
+    ensure(*shift <= 15, || format!("shift {shift} is outside 0..=15"))?;
+    ensure((0..=255).contains(zero_point), || format!("zero point {zero_point} is outside 0..=255"))?;
+    ensure(operands[0].shape.last_fixed().is_some(), || "rows want a fixed last dimension".into())?;
+    Ok(TensorType::new(Elem::U8, operands[0].shape.clone()))
 }
 
 pub(crate) fn layernorm_int(op: &Op, operands: &[&TensorType]) -> Inferred {

@@ -85,8 +85,12 @@ fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: Option
             fits && exact && node.operands[0] == value
         }
         Op::IntRequantRows { .. } => convolution.is_none() && node.operands[0] == value,
+        Op::IntMul { a_zero: 0, b_zero: 0 } => {
+            let by_row = || row_access(&module.ty(node.operands[1]).shape, shape) == Access::Row;
+            convolution.is_none() && node.operands[0] == value && module.ty(value).elem == Elem::I32 && by_row()
+        }
         Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),
-        Op::IntClamp { .. } | Op::IntHardSwish { .. } => true,
+        Op::IntClamp { .. } | Op::IntHardSwish { .. } | Op::IntRoundShift { .. } => true,
         Op::IntAdd { .. } | Op::IntMin {} | Op::IntMax {} => node.operands.contains(&value),
         _ => false,
     }
@@ -195,6 +199,10 @@ impl Epilogue {
                 let m = self.load(node.operands[1], Elem::I32, access);
                 self.dyadic(m, *shift, *zero_point, *to);
             }
+            Op::IntMul { .. } => {
+                let m = self.load(node.operands[1], Elem::I32, Access::Row);
+                self.step(Inst::Mul(self.current, m));
+            }
             Op::IntRequant15 { pre_shift, post_shift, zero_point, to, .. } => {
                 let c = module.const_of(node.operands[1]).ok_or("a multiplier is a constant")?;
                 if *pre_shift > 0 {
@@ -218,6 +226,7 @@ impl Epilogue {
             }
             Op::IntClamp { lo, hi } => self.step(Inst::Clamp(self.current, *lo, *hi)),
             Op::IntHardSwish { shift } => self.hardswish(*shift),
+            Op::IntRoundShift { shift } => self.step(Inst::RoundShr(self.current, *shift)),
             Op::IntAdd { to } => {
                 let b = self.other(module, node, value);
                 self.step(Inst::Add(self.current, b));

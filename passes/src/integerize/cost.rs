@@ -71,7 +71,7 @@ pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
         }
         Op::IntRequant { .. } | Op::IntRequantRows { .. } => 3 * out,
         Op::IntRequant15 { .. } | Op::IntAdd { .. } | Op::IntMul { .. } | Op::IntClamp { .. } => out,
-        Op::IntMin {} | Op::IntMax {} | Op::IntTable {} => out,
+        Op::IntMin {} | Op::IntMax {} | Op::IntTable {} | Op::IntRoundShift { .. } => out,
         Op::IntHardSwish { .. } => 2 * out,
         Op::IntShiftGelu { .. } => 30 * out,
         Op::IntLayerNorm { .. } => 3 * out,
@@ -83,6 +83,8 @@ pub fn of(op: &Op, operands: &[&TensorType], result: &TensorType) -> u64 {
             let depth = operands.first().and_then(|q| q.shape.last_fixed()).unwrap_or(1) as u64;
             out * depth / 4
         }
+        Op::IntRowPeak { .. } => operands.first().map_or(out, |x| elements(x) / 4 + 1),
+        Op::IntRowCodes { .. } => 2 * out,
         Op::IntReciprocal { .. } => 20 * out,
         Op::Dequantize {} => 1, // at the door; elsewhere it only feeds float ops, which cost too much
         Op::Reshape { .. } => 1,

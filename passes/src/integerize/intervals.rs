@@ -65,6 +65,10 @@ fn accumulator(module: &Module, node: &Node, result: Interval, known: &[Interval
         Op::IntLayerNorm { guard, norm_bits, recip_bits, .. } => {
             Some(layernorm(module, node, *guard, *norm_bits, *recip_bits, operand(1), operand(2)))
         }
+        Op::IntRoundShift { shift } => {
+            let half = 1 << (shift - 1);
+            Some(Interval::new(operand(0).lo + half, operand(0).hi + half))
+        }
         Op::IntRequant15 { pre_shift, .. } => {
             let half = if *pre_shift > 0 { 1i64 << (pre_shift - 1) } else { 0 };
             Some(Interval::new(operand(0).lo + half, operand(0).hi + half))
@@ -124,6 +128,12 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             let most = (numerator + least / 2) / least;
             Interval::new(if x.lo < 0 { -numerator } else { 0 }, most)
         }
+        Op::IntRowPeak { shift } => Interval::new(1, (operand(0).magnitude().max(1) + (1 << shift) - 1) >> shift),
+        Op::IntRowCodes { levels, zero_point, .. } => {
+            let least = if operand(0).lo < 0 { zero_point - levels } else { *zero_point };
+            Interval::new(least.clamp(0, 255), (zero_point + levels).clamp(0, 255))
+        }
+        Op::IntRequantRows { shift, zero_point, to } => requantized(operand(0), operand(1), *shift, *zero_point, *to),
         Op::IntExp { table_bits, .. } => {
             // the first entry is the row's maximum, and the largest
             let table = module.const_of(node.operands[1]).map(Const::ints).unwrap_or_default();
@@ -138,6 +148,10 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             Interval::new(x.lo.min(0) << (bits - 1), x.hi.max(0) << (bits - 1))
         }
         Op::IntClamp { lo, hi } => Interval::new(operand(0).lo.clamp(*lo, *hi), operand(0).hi.clamp(*lo, *hi)),
+        Op::IntRoundShift { shift } => {
+            let round = |v: i64| (v + (1 << (shift - 1))) >> shift;
+            Interval::new(round(operand(0).lo), round(operand(0).hi))
+        }
         Op::IntMin {} => Interval::new(operand(0).lo.min(operand(1).lo), operand(0).hi.min(operand(1).hi)),
         Op::IntMax {} => Interval::new(operand(0).lo.max(operand(1).lo), operand(0).hi.max(operand(1).hi)),
         Op::IntTable {} => operand(1),

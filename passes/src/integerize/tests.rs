@@ -136,6 +136,19 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
         b.quantize(Elem::I8, y, 0.3, 0)
     };
     match rule {
+        "sink-matmul-rows" | "sink-matmul-rows-bias" => {
+            let signed = b.dice.between(0, 1) == 1;
+            let zero = if signed { 0 } else { b.dice.between(0, 900) as i32 };
+            let scale = b.dice.scale() / 200.0;
+            let x = b.input(Elem::I16, &[rows, k], Quant::per_tensor(scale, zero));
+            let (lowest, step) = ((-scale * f64::from(zero)).into(), (32.0 * scale).into());
+            let levels = if signed { 7 } else { 255 };
+            let x = b.op(Op::RoundRows { lowest, step, levels, signed }, &[x]);
+            let w = b.weights(&[k, n], 1);
+            let bias = rule.ends_with("bias").then(|| b.floats("bias", n));
+            let y = b.op(Op::MatMul {}, &[vec![x, w], bias.into_iter().collect()].concat());
+            b.quantize(Elem::I8, y, 2.0, 3)
+        }
         "sink-matmul" | "fold-zero-point" => {
             let (x, w) = (b.bytes(&[rows, k]), b.weights(&[k, n], 1));
             b.op(Op::MatMul {}, &[x, w])

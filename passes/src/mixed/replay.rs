@@ -1,7 +1,7 @@
 //! One image through the float graph, and again with a few operands changed: only what depends on them is evaluated.
 
 use vitc_ir::eval::{self, Data, Tensor};
-use vitc_ir::{Diagnostic, Module, ValueId};
+use vitc_ir::{Diagnostic, Dim, Module, Shape, TensorType, ValueId};
 
 use crate::quantize::given::Grid;
 
@@ -121,6 +121,12 @@ fn on_grid(x: &Tensor, grid: &Grid) -> Result<Tensor, Diagnostic> {
     let Data::F32(values) = &x.data else {
         return Err(Diagnostic::new("internal", "what a product reads is not float"));
     };
+    if let Some(op) = grid.rows.map(|rows| rows.op(grid)) {
+        let dims: Vec<Dim> = x.shape.iter().map(|&n| Dim::fixed(n)).collect();
+        let ty = TensorType::f32(Shape(dims));
+        let rounded = eval::eval_op(&op, &[x], &ty, &[&ty], &Default::default());
+        return rounded.map_err(|m| Diagnostic::new("internal", m));
+    }
     let scale = grid.quant.scale_at(0) as f32;
     let rounded = grid.integers(values).into_iter().map(|q| q * scale);
     Ok(Tensor { shape: x.shape.clone(), data: Data::F32(rounded.collect()) })

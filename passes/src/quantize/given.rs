@@ -7,6 +7,7 @@ use vitc_ir::{Class, Const, Elem, Module, Op, Quant, ValueId};
 
 use super::codes::Levels;
 use super::nearest;
+use super::rows::RowGrid;
 use super::sites::{self, Demand, Role, Site};
 use super::widths::Width;
 
@@ -22,12 +23,14 @@ pub(crate) struct Grid {
     pub(crate) width: Option<Width>,
     /// Those levels, where they are not the first ones in a row.
     pub(crate) levels: Option<Levels>,
+    /// Where a product reads each row in steps of its own, how; these are then the integers that it is rounded from.
+    pub(crate) rows: Option<RowGrid>,
 }
 
 impl Grid {
     /// All levels of an element type.
     pub(crate) fn whole(elem: Elem, quant: Quant) -> Grid {
-        Grid { elem, quant, width: None, levels: None }
+        Grid { elem, quant, width: None, levels: None, rows: None }
     }
 
     /// The first levels of a byte, as many as a width has.

@@ -9,21 +9,30 @@ use super::QuantOptions;
 use super::float_weights::FloatWeights;
 use super::given::{self, Grid};
 use super::rounding::RoundedBias;
+use super::rows;
 use super::sites::{self, Demand, Role, Site, Sites, demand};
 use super::widths::{self, Width};
 
-/// Inserts quantization; `grids` holds one for each group of sites, `rounded` the weights that are rounded already. Tells too
-/// where every site is in the new module.
+/// A quantized module, and where things are in it.
+pub(crate) struct Inserted {
+    pub(crate) module: Module,
+    /// The quantized and dequantized value of every site.
+    pub(crate) integer: BTreeMap<Site, ValueId>,
+    /// Dequantized values with their rows rounded.
+    pub(crate) by_rows: BTreeMap<ValueId, ValueId>,
+}
+
+/// Inserts quantization; `grids` holds one for each group of sites, `rounded` the weights that are rounded already.
 pub(crate) fn insert(
     module: &Module,
     sites: &Sites,
     grids: &BTreeMap<usize, Grid>,
     rounded: BTreeMap<usize, RoundedBias>,
     options: &QuantOptions,
-) -> Result<(Module, BTreeMap<Site, ValueId>), Diagnostic> {
+) -> Result<Inserted, Diagnostic> {
     let to = module.successor(Stage::Quantize);
-    let (plain, integer) = (BTreeMap::new(), BTreeMap::new());
-    let mut insert = Insert { from: module, sites, grids, rounded, options, to, plain, integer };
+    let (plain, integer, by_rows) = Default::default();
+    let mut insert = Insert { from: module, sites, grids, rounded, options, to, plain, integer, by_rows };
     insert.to.lanes = module.lanes.clone();
     insert.inputs()?;
     for n in 0..module.nodes.len() {
@@ -36,7 +45,7 @@ pub(crate) fn insert(
         };
         insert.to.output(output.name.clone(), v);
     }
-    Ok((insert.to, insert.integer))
+    Ok(Inserted { module: insert.to, integer: insert.integer, by_rows: insert.by_rows })
 }
 
 struct Insert<'a> {
@@ -51,6 +60,8 @@ struct Insert<'a> {
     plain: BTreeMap<ValueId, ValueId>,
     /// Quantized and dequantized values by role.
     integer: BTreeMap<Site, ValueId>,
+    /// Values of the new module with their rows rounded.
+    by_rows: BTreeMap<ValueId, ValueId>,
 }
 
 impl Insert<'_> {
@@ -223,7 +234,7 @@ impl Insert<'_> {
                 operands.push(v);
                 weights.divide_by_deviation(image);
             }
-            None => operands.push(self.operand(n, 0)?),
+            None => operands.push(self.left(n)?),
         }
         let bits = widths::of_weights(self.from, n, &self.options.weights);
         let (found, bias) = match self.rounded.remove(&n) {
@@ -264,7 +275,7 @@ impl Insert<'_> {
         if asked || !given::bias_fits(&bias, &weights.quant, self.input_scale(n, false)?) {
             return Ok(None);
         }
-        let x = self.operand(n, 0)?;
+        let x = self.left(n)?;
         let ty = TensorType::new(Elem::I8, constant.ty.shape.clone()).with_quant(weights.quant);
         let v = self.to.constant(Const::new(constant.name.clone(), ty, &weights.ints));
         let mut operands = vec![x, self.push(Op::Dequantize {}, &[v], Some(node))?];
@@ -274,14 +285,34 @@ impl Insert<'_> {
         Ok(Some(operands))
     }
 
-    /// The scale of a product's left operand.
+    /// What a product with constant weights reads, its rows rounded where they have scales of their own.
+    fn left(&mut self, n: usize) -> Result<ValueId, Diagnostic> {
+        let node = &self.from.nodes[n];
+        let x = self.operand(n, 0)?;
+        let grid = self.left_grid(n)?;
+        let Some(rows) = grid.rows else { return Ok(x) };
+        if let Some(&known) = self.by_rows.get(&x) {
+            return Ok(known);
+        }
+        let rounded = self.push(rows.op(&grid), &[x], Some(node))?;
+        self.by_rows.insert(x, rounded);
+        Ok(rounded)
+    }
+
+    fn left_grid(&self, n: usize) -> Result<Grid, Diagnostic> {
+        let v = self.from.nodes[n].operands[0];
+        let origin = sites::origins(self.from, v).into_iter().next().unwrap_or(v);
+        self.grid(origin, Role::Unsigned)
+    }
+
+    /// The scale of a product's left operand: what accumulators have in common.
     fn input_scale(&self, n: usize, pixels: bool) -> Result<f64, Diagnostic> {
         if pixels {
             return Ok(1.0);
         }
-        let v = self.from.nodes[n].operands[0];
-        let origin = sites::origins(self.from, v).into_iter().next().unwrap_or(v);
-        Ok(self.grid(origin, Role::Unsigned)?.quant.scale_at(0))
+        let grid = self.left_grid(n)?;
+        let scale = grid.quant.scale_at(0);
+        Ok(grid.rows.map_or(scale, |rows| rows::least_step(scale, rows.levels)))
     }
 }
 

@@ -17,6 +17,7 @@ mod observe;
 mod placed;
 mod range;
 mod rounding;
+pub(crate) mod rows;
 mod sites;
 mod stream;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 pub(crate) use codes::logarithmic;
 pub use codes::{Codes, CodesOf};
 pub use observe::{Calibration, observe};
-pub use placed::Placed;
+pub use placed::{Placed, RoundedRows};
 pub use rounding::{Rounding, observe_products, wants_products};
 pub(crate) use sites::is_fine_hardswish;
 pub(crate) use stream::stream;
@@ -69,6 +70,9 @@ pub struct QuantOptions {
     pub codes: CodesOf,
     /// How weights are rounded.
     pub rounding: Rounding,
+    /// Products, by the name of the ONNX node, that read all rows on one scale (`*` stands for any characters). Others read each
+    /// row on a scale of its own, where that makes much less noise.
+    pub without_rows: Vec<String>,
     /// Threads that calibrate; the result does not depend on it.
     pub threads: usize,
 }
@@ -82,6 +86,7 @@ impl Default for QuantOptions {
             activations,
             codes: CodesOf::default(),
             rounding: Rounding::default(),
+            without_rows: Vec::new(),
             threads: 1,
         }
     }
@@ -123,9 +128,10 @@ pub fn run_placing(
     let sites = sites::Sites::of(module);
     let grids = range::decide(module, &sites, calibration, options)?;
     let rounded = rounding::round(module, &sites, &grids, calibration, options)?;
-    let (mut quantized, integer) = insert::insert(module, &sites, &grids, rounded, options)?;
-    note(module, &sites, &mut quantized);
-    Ok((quantized, placed::all(module, &sites, &grids, &integer)))
+    let mut inserted = insert::insert(module, &sites, &grids, rounded, options)?;
+    note(module, &sites, &mut inserted.module);
+    let placed = placed::all(module, &sites, &grids, &inserted);
+    Ok((inserted.module, placed))
 }
 
 /// Key of the note of how many values of a quantized model keep the model's quantization.

@@ -9,6 +9,7 @@ use super::QuantOptions;
 use super::gram::Gram;
 use super::histogram::Histogram;
 use super::range;
+use super::rows::{self, Peaks};
 use super::sites::Sites;
 use super::stream::stream;
 
@@ -64,6 +65,8 @@ pub struct Calibration {
     pub(crate) seen: BTreeMap<ValueId, Seen>,
     /// Second moments of what products read, where they were wanted.
     pub(crate) grams: BTreeMap<ValueId, Gram>,
+    /// Peaks of the rows that products read.
+    pub(crate) peaks: BTreeMap<ValueId, Peaks>,
     /// Number of inputs seen.
     pub inputs: usize,
 }
@@ -72,6 +75,23 @@ impl Calibration {
     /// Smallest and largest element seen of a value, when it was observed.
     pub fn range(&self, v: ValueId) -> Option<(f32, f32)> {
         self.seen.get(&v).map(|s| (s.min, s.max))
+    }
+
+    /// The peaks of the rows of several values together.
+    pub(crate) fn peaks_of(&self, values: &[ValueId]) -> Option<Peaks> {
+        let mut all = values.iter().filter_map(|v| self.peaks.get(v)).cloned();
+        let first = all.next()?;
+        Some(all.fold(first, |mut joint, peaks| {
+            joint.merge(&peaks);
+            joint
+        }))
+    }
+
+    fn add_peaks(&mut self, v: ValueId, peaks: Peaks) {
+        match self.peaks.get_mut(&v) {
+            Some(known) => known.merge(&peaks),
+            None => drop(self.peaks.insert(v, peaks)),
+        }
     }
 
     fn add(&mut self, v: ValueId, seen: Seen) {
@@ -85,6 +105,7 @@ impl Calibration {
 
     fn merge(&mut self, other: Calibration) {
         other.seen.into_iter().for_each(|(v, seen)| self.add(v, seen));
+        other.peaks.into_iter().for_each(|(v, peaks)| self.add_peaks(v, peaks));
     }
 }
 
@@ -100,8 +121,13 @@ pub fn observe(
     let histograms: Vec<bool> =
         (0..wanted.len()).map(|v| wanted[v] && options.wants_histogram(module, ValueId(v as u32))).collect();
     let maps = if options.wants_maps() { range::maps(module, &Sites::of(module)) } else { BTreeSet::new() };
+    let by_rows: BTreeSet<ValueId> =
+        rows::candidates(module, &Sites::of(module), options).into_values().flatten().collect();
     let see = |calibration: &mut Calibration, _: usize, v: ValueId, tensor: &Tensor| {
         let Data::F32(values) = &tensor.data else { return };
+        if let (true, Some(peaks)) = (by_rows.contains(&v), Peaks::of(tensor)) {
+            calibration.add_peaks(v, peaks);
+        }
         if maps.contains(&v) {
             let relative = over_row_maximum(values, tensor.shape.last().copied().unwrap_or(1));
             calibration.add(v, Seen::of(&relative, true));

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use vitc_ir::{Class, Def, Elem, Module, Quant, ValueId};
+use vitc_ir::eval::{self, Tensor};
+use vitc_ir::{Class, Def, Elem, Module, Op, Quant, Shape, TensorType, ValueId};
 
 use super::given::Grid;
+use super::insert::Inserted;
+use super::rows;
 use super::sites::{Site, Sites};
 
 /// An activation in a role, before and after quantization.
@@ -14,16 +17,18 @@ pub struct Placed {
     pub value: ValueId,
     /// The word of its role: `unsigned`, `signed` or `wide`.
     pub role: &'static str,
-    /// Its integers as real numbers in the quantized module: the result of a `dequantize`.
+    /// Its integers as real numbers in the quantized module: the result of a `dequantize`, or of a `round_rows`.
     pub simulated: ValueId,
     /// Element type of the integers.
     pub elem: Elem,
-    /// What they stand for.
+    /// What they stand for; in the largest row, where rows have scales of their own.
     pub quant: Quant,
     /// The least and the largest of them that is used.
     pub levels: (i64, i64),
     /// All of them in order, where they do not follow one another.
     pub codes: Option<Vec<i64>>,
+    /// How rows are rounded, where each has a scale of its own.
+    pub rows: Option<RoundedRows>,
 }
 
 impl Placed {
@@ -42,25 +47,48 @@ impl Placed {
     }
 }
 
+/// Rows with scales of their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoundedRows {
+    op: Op,
+    columns: usize,
+}
+
+impl RoundedRows {
+    /// Values as their rows' grids have them.
+    pub fn round(&self, values: &[f32]) -> Option<Vec<f32>> {
+        let dims = [values.len() / self.columns, self.columns];
+        let ty = TensorType::f32(Shape::fixed(&dims));
+        let x = Tensor::f32(&dims, values.to_vec());
+        let y = eval::eval_op(&self.op, &[&x], &ty, &[&ty], &Default::default()).ok()?;
+        y.as_f32().map(<[f32]>::to_vec)
+    }
+}
+
 /// Every activation that has a grid, in the order of the float module's values: neither constants nor what movement made.
-pub(crate) fn all(
-    module: &Module,
-    sites: &Sites,
-    grids: &BTreeMap<usize, Grid>,
-    integer: &BTreeMap<Site, ValueId>,
-) -> Vec<Placed> {
+pub(crate) fn all(module: &Module, sites: &Sites, grids: &BTreeMap<usize, Grid>, inserted: &Inserted) -> Vec<Placed> {
     let originates = |v: ValueId| match module.values[v.0 as usize].def {
         Def::Input(_) => true,
         Def::Const(_) => false,
         Def::Node(n) => module.nodes[n].op.class() != Class::Move,
     };
-    let placed = |(&(value, role), &simulated): (&Site, &ValueId)| {
+    let placed = |(&(value, role), &integers): (&Site, &ValueId)| {
         let grid = grids.get(&sites.group((value, role))?)?;
-        let (elem, quant) = (grid.elem, grid.quant.clone());
+        // where movement lies between a value and its rounded rows, the rows are not its own
+        let rounded = grid.rows.and_then(|rows| Some((rows, *inserted.by_rows.get(&integers)?)));
+        let (simulated, rows) = match rounded {
+            Some((rows, simulated)) => {
+                let columns = module.ty(value).shape.last_fixed()?;
+                (simulated, Some(RoundedRows { op: rows.op(grid), columns }))
+            }
+            None => (integers, None),
+        };
+        let Grid { elem, quant, .. } = rounded.map_or_else(|| grid.clone(), |(rows, _)| rows::of_largest(grid, rows));
+        let levels = rounded.map_or_else(|| grid.levels(), |(rows, _)| rows.codes());
         let codes = grid.levels.as_ref().map(|levels| levels.all().to_vec());
-        Some(Placed { value, role: role.word(), simulated, elem, quant, levels: grid.levels(), codes })
+        Some(Placed { value, role: role.word(), simulated, elem, quant, levels, codes, rows })
     };
-    integer.iter().filter(|((v, _), _)| originates(*v)).filter_map(placed).collect()
+    inserted.integer.iter().filter(|((v, _), _)| originates(*v)).filter_map(placed).collect()
 }
 
 #[cfg(test)]
@@ -69,7 +97,7 @@ mod tests {
 
     fn site(levels: (i64, i64), codes: Option<Vec<i64>>) -> Placed {
         let (value, simulated, quant) = (ValueId(0), ValueId(0), Quant::per_tensor(0.5, 2));
-        Placed { value, role: "unsigned", simulated, elem: Elem::U8, quant, levels, codes }
+        Placed { value, role: "unsigned", simulated, elem: Elem::U8, quant, levels, codes, rows: None }
     }
 
     #[test]

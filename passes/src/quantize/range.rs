@@ -8,6 +8,7 @@ use super::codes::Codes;
 use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
+use super::rows::{self, Peaks};
 use super::sites::{self, Role, Site, Sites};
 use super::through::Through;
 use super::widths::{self, Width};
@@ -15,7 +16,7 @@ use super::{Observer, QuantOptions};
 
 /// The residual stream reaches this much beyond what calibration saw. Integer sums saturate, so an image beyond the
 /// range loses its tip and nothing else; a quarter is ample for that and costs two decibels of some seventy.
-const HEADROOM: f64 = 1.25;
+pub(crate) const HEADROOM: f64 = 1.25;
 
 /// The grid of every group of sites, by group.
 pub(crate) fn decide(
@@ -28,10 +29,12 @@ pub(crate) fn decide(
     let known = Ranges::of(module);
     let widths = widths::of_groups(module, sites, &options.activations);
     let codes = widths::codes_of_groups(module, sites, &options.codes);
+    let by_rows = rows::candidates(module, sites, options);
     let mut problems = Diagnostics::default();
     for (group, members) in sites.groups() {
         let few = widths.get(&group).map(|&width| (width, codes.get(&group).copied().unwrap_or_default()));
-        match group_grid(module, &members, (calibration, &known), (few, options)) {
+        let peaks = by_rows.get(&group).and_then(|read| calibration.peaks_of(read));
+        match group_grid(module, &members, (calibration, &known), (few, peaks, options)) {
             Ok(grid) => {
                 grids.insert(group, grid);
             }
@@ -72,7 +75,7 @@ fn group_grid(
     module: &Module,
     members: &[Site],
     known: (&Calibration, &Ranges),
-    (few, options): (Option<(Width, Codes)>, &QuantOptions),
+    (few, peaks, options): (Option<(Width, Codes)>, Option<Peaks>, &QuantOptions),
 ) -> Result<Grid, Diagnostic> {
     let (role, width) = (members[0].1, few.map(|(width, _)| width));
     if let Some(grid) = given::grid_of_group(module, members) {
@@ -91,8 +94,9 @@ fn group_grid(
     }
     let joint = joint.ok_or_else(|| Diagnostic::new("calibration", "a group of values is empty"))?;
     let coded = few.zip(joint.histogram.as_ref());
+    let by_rows = |plain: Grid| peaks.and_then(|peaks| rows::better(&plain, &joint, &peaks)).unwrap_or(plain);
     if let Some(grid) = coded.and_then(|((width, codes), seen)| codes.of_values(seen, role, width)) {
-        return Ok(grid);
+        return Ok(by_rows(grid));
     }
     let observer = match (options.observer, width) {
         (Observer::Auto, width) => automatic(width.unwrap_or(Width::EIGHT)),
@@ -112,7 +116,7 @@ fn group_grid(
     }
     let quant = quant(role, &joint, observer, width.unwrap_or(Width::EIGHT));
     let quant = if is_gated(module, members) { gate_steps(&quant) } else { quant };
-    Ok(Grid { width, ..Grid::whole(role.elem(), quant) })
+    Ok(by_rows(Grid { width, ..Grid::whole(role.elem(), quant) }))
 }
 
 /// Whether a HardSwish in 16 bits reads one of these sites.
@@ -145,7 +149,7 @@ fn automatic(width: Width) -> Observer {
     match width.bits() {
         8.. => Observer::MinMax,
         6 | 7 => Observer::Percentile(99.999),
-        _ => Observer::Mse,
+        _ => Observer::Percentile(99.99),
     }
 }
 
@@ -248,12 +252,12 @@ fn error(h: &Histogram, q: &Quant, (low, high): (i32, i32)) -> f64 {
 }
 
 /// One step for a range of zero: everything is zero and any scale will do.
-fn step(range: f64, levels: f64) -> f64 {
+pub(crate) fn step(range: f64, levels: f64) -> f64 {
     let scale = range / levels;
     if scale > 0.0 && scale.is_normal() { scale } else { 1.0 }
 }
 
-fn symmetric(magnitude: f64, levels: f64) -> Quant {
+pub(crate) fn symmetric(magnitude: f64, levels: f64) -> Quant {
     Quant::per_tensor(step(magnitude, levels), 0)
 }
 

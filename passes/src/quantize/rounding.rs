@@ -13,11 +13,12 @@ use super::given::{self, Grid};
 use super::gptq::{self, Problem};
 use super::gram::Gram;
 use super::observe::Calibration;
+use super::rows::RowGrid;
 use super::sites::{self, Demand, Role, Sites, demand};
 use super::stream::stream;
 use super::weights::Weights;
 use super::widths::{self, Width};
-use super::{QuantOptions, range};
+use super::{QuantOptions, range, rows};
 
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub fn observe_products(
 ) -> Result<(), Diagnostics> {
     let sites = Sites::of(module);
     let grids = range::decide(module, &sites, calibration, options)?;
-    let mut wanted: BTreeMap<ValueId, (&Grid, Mutex<Gram>)> = BTreeMap::new();
+    let mut wanted: BTreeMap<ValueId, (Grid, Mutex<Gram>)> = BTreeMap::new();
     for n in (0..module.nodes.len()).filter(|&n| is_candidate(module, n, options)) {
         let x = module.nodes[n].operands[0];
         let k = module.ty(x).shape.last_fixed();
@@ -95,11 +96,14 @@ fn is_candidate(module: &Module, n: usize, options: &QuantOptions) -> bool {
         && (bits(module) < Width::EIGHT || !given(node.operands[1]))
 }
 
-/// The grid of bytes of what a product reads.
-fn grid_of<'g>(module: &Module, sites: &Sites, grids: &'g Grids, x: ValueId) -> Option<&'g Grid> {
+/// The grid of bytes of what a product reads; one over all rows, where each has its own.
+fn grid_of(module: &Module, sites: &Sites, grids: &Grids, x: ValueId) -> Option<Grid> {
     let origin = sites::origins(module, x).into_iter().next()?;
     let grid = grids.get(&sites.group((origin, Role::Unsigned))?)?;
-    grid.is_narrow().then_some(grid)
+    match grid.rows {
+        Some(rows) => Some(rows::of_largest(grid, RowGrid { levels: if rows.signed { 127 } else { 255 }, ..rows })),
+        None => grid.is_narrow().then(|| grid.clone()),
+    }
 }
 
 /// Rounds what is to be rounded so, by node.

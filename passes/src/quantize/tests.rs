@@ -68,6 +68,11 @@ pub(crate) fn pixel_options() -> CleanOptions {
     CleanOptions { pixels: Some(Pixels { mean: vec![0.5, 0.45, 0.4], std: vec![0.23, 0.22, 0.24] }) }
 }
 
+/// One scale for all rows.
+fn without_rows() -> QuantOptions {
+    QuantOptions { without_rows: vec!["*".into()], ..QuantOptions::default() }
+}
+
 fn calibrate(m: &Module, options: &QuantOptions) -> Calibration {
     let images = (0..9).map(|seed| Ok(inputs(m, seed)));
     observe(m, images, options, &mut |_| {}).unwrap()
@@ -107,19 +112,22 @@ fn no_input_and_faulty_inputs_are_errors() {
     assert_eq!(observe(&m, broken.into_iter(), &options, &mut |_| {}).unwrap_err().0[0].code, "image");
 }
 
-/// The quantized module's output on its own inputs, beside the float one's.
-fn compare(m: &Module, q: &Module) -> f64 {
-    let x = inputs(m, 100);
-    let door = q.ty(q.inputs[0].value);
-    let x_quantized = match (&x[0].data, &door.quant) {
+/// Inputs of a float module as a quantized one takes them.
+fn entering(q: &Module, x: &[Tensor]) -> Vec<Tensor> {
+    match (&x[0].data, &q.ty(q.inputs[0].value).quant) {
         (Data::F32(values), Some(quant)) => {
             let one = |&v: &f32| (f64::from(v) / quant.scale_at(0)).round_ties_even() + f64::from(quant.zero_point);
             let ints = values.iter().map(|v| one(v).clamp(0.0, 255.0) as u8).collect();
             vec![Tensor { shape: x[0].shape.clone(), data: Data::U8(ints) }]
         }
-        _ => x.clone(),
-    };
-    sqnr(&outputs(m, &x), &outputs(q, &x_quantized))
+        _ => x.to_vec(),
+    }
+}
+
+/// The quantized module's output on its own inputs, beside the float one's.
+fn compare(m: &Module, q: &Module) -> f64 {
+    let x = inputs(m, 100);
+    sqnr(&outputs(m, &x), &outputs(q, &entering(q, &x)))
 }
 
 #[test]
@@ -140,7 +148,7 @@ fn the_simulation_is_close_to_float() {
 #[test]
 fn every_edge_has_the_type_of_its_role() {
     let m = transformer(&pixel_options(), [0; 4]);
-    let options = QuantOptions::default();
+    let options = without_rows();
     let q = run(&m, &calibrate(&m, &options), &options).unwrap();
     assert_eq!(count(&q, "normalize"), 0);
     assert_eq!(q.ty(q.inputs[0].value).elem, Elem::U8);
@@ -177,6 +185,42 @@ fn every_edge_has_the_type_of_its_role() {
     assert_eq!(keys.len(), quantized.len(), "a value is quantized once in a role");
 }
 
+/// What a product reads is far larger in one token than in the others.
+fn loud_tokens() -> Module {
+    let mut b = Build::new(77);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let gains: Vec<f32> = (0..TOKENS).map(|t| if t == 1 { 30.0 } else { 1.0 }).collect();
+    let gains = b.values(&[TOKENS, 1], &gains);
+    let x = b.linear(x, WIDTH);
+    let x = b.gelu(x);
+    let x = b.mul(x, gains);
+    let y = b.linear(x, WIDTH);
+    let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
+    crate::shape::run(&m).unwrap()
+}
+
+/// Rows with scales of their own: chosen where rows differ, closer by far, left out by name, the same whatever the threads.
+#[test]
+fn loud_rows_have_scales_of_their_own() {
+    let m = loud_tokens();
+    let quantized = |options: &QuantOptions| run(&m, &calibrate(&m, options), options).unwrap();
+    let plain = quantized(&without_rows());
+    assert_eq!(count(&plain, "round_rows"), 0);
+    let by_rows = quantized(&QuantOptions::default());
+    assert_eq!(count(&by_rows, "round_rows"), 1);
+    let errors = |q: &Module| {
+        let (want, found) = (outputs(&m, &inputs(&m, 100)), outputs(q, &entering(q, &inputs(&m, 100))));
+        let rows = want.iter().zip(&found).enumerate().filter(|(i, _)| i / WIDTH % TOKENS != 1);
+        rows.map(|(_, (w, f))| (w - f).powi(2)).sum::<f32>()
+    };
+    assert!(errors(&by_rows) < errors(&plain), "{} and {}", errors(&by_rows), errors(&plain));
+    let print = |threads| vitc_ir::text::print(&quantized(&QuantOptions { threads, ..QuantOptions::default() })).text;
+    assert_eq!(print(1), print(3));
+    let lowered = lowers(&by_rows);
+    assert_eq!((count(&lowered, "int.row_codes"), count(&lowered, "int.row_peak")), (1, 1));
+    assert!(compare(&by_rows, &lowered) > 40.0, "{} dB from the simulation", compare(&by_rows, &lowered));
+}
+
 /// Activations of few bits use the levels of their width, in the simulation and in integers, which agree.
 #[test]
 fn narrow_activations_keep_to_their_levels() {
@@ -184,7 +228,7 @@ fn narrow_activations_keep_to_their_levels() {
     let mut last = f64::INFINITY;
     for bits in [8, 6, 4] {
         let activations = Widths::all(Width::of_activations(bits).unwrap());
-        let options = QuantOptions { activations, codes: CodesOf::all(Codes::Uniform), ..QuantOptions::default() };
+        let options = QuantOptions { activations, codes: CodesOf::all(Codes::Uniform), ..without_rows() };
         let q = run(&m, &calibrate(&m, &options), &options).unwrap();
         let reads = |n: &vitc_ir::Node, i: usize| q.ty(source(&q, n.operands[i])).elem;
         let mut seen = std::collections::BTreeMap::new();
@@ -259,7 +303,7 @@ fn activation_bits_follow_their_readers() {
     let grids = |of: &[(&str, u32)]| {
         let of = of.iter().map(|(name, bits)| (name.to_string(), Width::of_activations(*bits).unwrap())).collect();
         let activations = Widths { default: Width::EIGHT, of };
-        let options = QuantOptions { activations, codes: CodesOf::all(Codes::Uniform), ..QuantOptions::default() };
+        let options = QuantOptions { activations, codes: CodesOf::all(Codes::Uniform), ..without_rows() };
         count(&run(&m, &calibrate(&m, &options), &options).unwrap(), "clip")
     };
     assert_eq!(grids(&[]), 0);
@@ -349,7 +393,7 @@ fn a_function_is_quantized_at_its_ends() {
     let y = b.linear(y, WIDTH);
     let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
     let m = crate::shape::run(&m).unwrap();
-    let options = QuantOptions::default();
+    let options = without_rows();
     let q = run(&m, &calibrate(&m, &options), &options).unwrap();
     let quantized: Vec<Elem> =
         q.nodes.iter().filter(|n| matches!(n.op, Op::Quantize { .. })).map(|n| q.ty(n.result).elem).collect();

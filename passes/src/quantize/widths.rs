@@ -141,12 +141,14 @@ pub(crate) fn codes_of_groups(module: &Module, sites: &Sites, codes: &ByNode<Cod
     groups
 }
 
-/// The bits for the weights of a product. One that reads the image keeps 8 unless a pattern names it.
+/// The bits for the weights of a product. One that reads the image keeps 8 unless a pattern names it, and so does the
+/// classifier: nothing behind it averages its errors.
 pub(crate) fn of_weights(module: &Module, n: usize, widths: &Widths) -> Width {
     let node = &module.nodes[n];
     let name = node.loc.as_deref().unwrap_or_default();
     let is_image = |&v: &ValueId| sites::is_folded_normalize(module, v) || module.node_of(v).is_none();
-    match sites::origins(module, node.operands[0]).iter().any(is_image) {
+    let first = sites::origins(module, node.operands[0]).iter().any(is_image);
+    match first || last_products(module).contains(&node.result) {
         true => widths.asked(name).unwrap_or(Width::EIGHT),
         false => widths.at(name),
     }

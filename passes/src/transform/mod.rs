@@ -42,16 +42,19 @@ pub enum Transform {
     Migrate,
     /// Centres of channels between convolutions.
     Shift,
+    /// Scales of rows. No rewrite: ranges are chosen so ([`QuantOptions::without_rows`]).
+    Rows,
 }
 
 impl Transform {
     /// Every transform with its word.
-    pub const WORDS: [(Transform, &'static str); 5] = [
+    pub const WORDS: [(Transform, &'static str); 6] = [
         (Transform::Smooth, "smooth"),
         (Transform::Values, "values"),
         (Transform::Balance, "balance"),
         (Transform::Migrate, "migrate"),
         (Transform::Shift, "shift"),
+        (Transform::Rows, "rows"),
     ];
 
     /// The transform's word.
@@ -79,6 +82,11 @@ impl Choice {
     pub fn none() -> Choice {
         let all = |(t, _): (Transform, &str)| (t, "*".to_string());
         Choice { without: Transform::WORDS.map(all).to_vec(), smoothing: Smoothing::default() }
+    }
+
+    /// The patterns of the nodes at which a transform is left out.
+    pub fn left_out(&self, transform: Transform) -> impl Iterator<Item = &str> {
+        self.without.iter().filter(move |(t, _)| *t == transform).map(|(_, p)| p.as_str())
     }
 
     fn allows(&self, transform: Transform, name: &str) -> bool {

@@ -54,8 +54,9 @@ pub(super) fn only(transform: Transform) -> Choice {
     choice
 }
 
+/// With one scale for all rows, as far as what a transform gains is concerned.
 pub(super) fn quantized(m: &Module) -> Module {
-    let options = QuantOptions::default();
+    let options = QuantOptions { without_rows: vec!["*".into()], ..QuantOptions::default() };
     let ranges = quantize::observe(m, images(m), &options, &mut |_| {}).unwrap();
     quantize::run(m, &ranges, &options).unwrap()
 }

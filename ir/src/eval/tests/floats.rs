@@ -259,3 +259,16 @@ fn a_quantization_that_does_not_fit_is_an_error() {
     m.outputs[0].value = q;
     assert!(run(&m, &[wave(&[3])]).is_err());
 }
+
+#[test]
+fn rows_are_rounded_to_grids_of_their_own() {
+    let x = Tensor::f32(&[3, 2], vec![0.0, 0.0, 1.0, -0.6, 30.0, -4.0]);
+    let round = |lowest: f64, step: f64, levels, signed| {
+        let op = Op::RoundRows { lowest: lowest.into(), step: step.into(), levels, signed };
+        eval(op, std::slice::from_ref(&x)).unwrap().as_f32().unwrap().to_vec()
+    };
+    assert_eq!(round(0.0, 0.5, 2, true), [0.0, 0.0, 1.0, -0.5, 30.0, 0.0]);
+    // steps of 2/2 and 31/2 from -1 on; what is below the lowest becomes it
+    assert_eq!(round(-1.0, 1.0, 2, false), [0.0, 0.0, 1.0, -1.0, 30.0, -1.0]);
+    assert_eq!(round(0.0, 4.0, 2, true), [0.0, 0.0, 0.0, 0.0, 32.0, 0.0], "peaks are multiples of the step");
+}

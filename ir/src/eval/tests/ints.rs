@@ -171,6 +171,8 @@ fn sums_saturate_and_products_must_fit() {
 fn clamp_table_sum_and_reciprocal() {
     let x = Tensor::ints(Elem::I8, &[2, 2], [-128, -1, 0, 127]);
     assert_eq!(ints(Op::IntClamp { lo: -1, hi: 500 }, std::slice::from_ref(&x)), [-1, -1, 0, 127]);
+    assert_eq!(ints(Op::IntRoundShift { shift: 2 }, &[i32s(&[5, 6, -6, -7, 0])]), [1, 2, -1, -2, 0]);
+    overflows(Op::IntRoundShift { shift: 2 }, &[i32s(&[i32::MAX.into()])]);
     let table = Tensor::ints(Elem::I16, &[256], (0..256).map(|v| v * 3));
     assert_eq!(ints(Op::IntTable {}, &[x.clone(), table.clone()]), [0, 127 * 3, 128 * 3, 255 * 3]);
     assert_eq!(ints(Op::IntTable {}, &[Tensor::ints(Elem::U8, &[1], [255]), table]), [255 * 3]);
@@ -193,6 +195,19 @@ fn rows_have_their_own_multipliers() {
     let x = Tensor::ints(Elem::I16, &[2, 2], [4, 6, -32768, 32767]);
     assert_eq!(ints(op.clone(), &[x.clone(), i32s(&[1, -2])]), [2, 0, 0, 0]);
     assert_eq!(ints(op, &[x, Tensor::ints(Elem::I32, &[2, 2], [1, 2, -1, 4])]), [2, 4, 255, 255]);
+}
+
+#[test]
+fn rows_have_grids_of_their_own() {
+    let x = Tensor::ints(Elem::I16, &[4, 3], [0, 0, 0, 5, -10, 3, -32768, 32767, 100, 1, 1000, -999]);
+    let peak = |shift| ints(Op::IntRowPeak { shift }, std::slice::from_ref(&x));
+    assert_eq!(peak(0), [1, 10, 32768, 1000]);
+    assert_eq!(peak(5), [1, 1, 1024, 32], "rounded up, so that a row lies within");
+    let codes =
+        |levels, zero_point, shift| ints(Op::IntRowCodes { levels, zero_point, shift }, std::slice::from_ref(&x));
+    assert_eq!(codes(127, 128, 0), [128, 128, 128, 192, 1, 166, 1, 255, 128, 128, 255, 1]);
+    assert_eq!(codes(255, 0, 0), [0, 0, 0, 128, 0, 77, 0, 255, 1, 0, 255, 0], "what is below zero saturates");
+    assert_eq!(codes(127, 128, 5)[3..6], [148, 88, 140], "in steps of the peak as it was rounded");
 }
 
 /// An `int.exp` for inputs at this scale, with its table.

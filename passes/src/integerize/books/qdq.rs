@@ -16,6 +16,8 @@ pub(super) fn rules() -> Vec<Rule> {
         // name                        class     left side                                                     right side and guard
         rule("sink-matmul",            Exact,    "(matmul ?m (dequantize ?da ?a) (dequantize ?db ?b))",         sink_matmul),
         rule("sink-matmul-bias",       Rounding, "(matmul ?m (dequantize ?da ?a) (dequantize ?db ?b) ?bias)",   sink_matmul_bias),
+        rule("sink-matmul-rows",       Rounding, "(matmul ?m (round_rows ?r (dequantize ?da ?a)) (dequantize ?db ?b))", sink_matmul_rows),
+        rule("sink-matmul-rows-bias",  Rounding, "(matmul ?m (round_rows ?r (dequantize ?da ?a)) (dequantize ?db ?b) ?bias)", sink_matmul_rows),
         rule("sink-conv2d",            Exact,    "(conv2d ?m (dequantize ?da ?a) (dequantize ?db ?b))",         sink_conv),
         rule("sink-conv2d-bias",       Rounding, "(conv2d ?m (dequantize ?da ?a) (dequantize ?db ?b) ?bias)",   sink_conv_bias),
         rule("fold-zero-point",        Exact,    "(int.matmul ?m ?a ?b)",                                       fold_zero_point),
@@ -84,6 +86,75 @@ fn matmul(m: &mut Match<'_>, bias: Option<&Const>) -> Option<Id> {
     m.dequantize(product)
 }
 
+/// Rows in steps of their own: `x = s (c p/levels - z)` for codes `c` and a row's peak `p`, so that
+/// `sum_k x w = s t (p/levels sum_k c w - z sum_k w)`. The accumulators are multiplied by the peak behind the product, and
+/// what the zero point adds joins the bias.
+fn sink_matmul_rows(m: &mut Match<'_>) -> Option<Id> {
+    let Op::RoundRows { lowest, step, levels, signed } = m.attrs("?r")?.op else { return None };
+    let (a, b, weights) = (m.ty("?a")?, m.ty("?b")?, m.constant("?b")?);
+    let (qa, qb) = (a.quant?, b.quant?);
+    let scale = qa.single()?;
+    let peak_shift = (step.0 / scale).log2().round() as u32;
+    // zero of the integers is the lowest value of every row, and peaks are counted in powers of two of their steps
+    let near = |x: f64, y: f64| (x - y).abs() <= scale * 1e-3;
+    let fits = near(lowest.0, -scale * f64::from(qa.zero_point)) && near(step.0, scale * 2f64.powi(peak_shift as i32));
+    if a.elem != Elem::I16 || b.shape.rank() != 2 || !fits || peak_shift > 15 {
+        return None;
+    }
+    let Columns { sums, largest } = Columns::of(&weights, qb.zero_point.into());
+    let shift = before_peaks(largest * levels, 16 - peak_shift);
+    let unit = Quant::per_tensor(scale * 2f64.powi((peak_shift + shift) as i32) / levels as f64, 0);
+    let quant = product_quant(&unit, &qb, 1, m.root_type()?.shape.rank() - 1)?;
+    let bias = match m.var("?bias") {
+        Some(_) => m.constant("?bias").filter(|c| c.ty.elem == Elem::F32)?.values::<f32>().into_owned(),
+        None => vec![0.0],
+    };
+    let at_zero = |n: usize| f64::from(qa.zero_point) * scale * qb.scale_at(n) * sums[n] as f64;
+    let bias = |n: usize| f64::from(bias[if bias.len() == 1 { 0 } else { n }]) - at_zero(n);
+    let steps: Vec<i32> = (0..sums.len()).map(|n| to_i32(bias(n) / quant.scale_at(n))).collect::<Option<_>>()?;
+    let (x, w) = (m.var("?a")?, m.var("?b")?);
+    let peaks = m.apply(Op::IntRowPeak { shift: peak_shift }, None, &[x])?;
+    // what a code stands for varies from row to row
+    let zero_point = if signed { levels + 1 } else { 0 };
+    let codes = m.apply(Op::IntRowCodes { levels, zero_point, shift: peak_shift }, None, &[x])?;
+    let mut sum = m.apply(Op::IntMatMul { a_zero: zero_point, b_zero: qb.zero_point.into() }, None, &[codes, w])?;
+    if shift > 0 {
+        sum = m.apply(Op::IntRoundShift { shift }, None, &[sum])?;
+    }
+    sum = m.apply(Op::IntMul { a_zero: 0, b_zero: 0 }, Some(quant.clone()), &[sum, peaks])?;
+    if steps.iter().any(|&s| s != 0) {
+        let bias = m.i32_vector("bias", &steps);
+        sum = m.apply(Op::IntAdd { to: Elem::I32 }, Some(quant), &[sum, bias])?;
+    }
+    m.dequantize(sum)
+}
+
+/// The shift after which accumulators of at most this magnitude, times peaks of as many bits, stay below 2^30. What it takes
+/// away is far below the error of the codes: accumulators that large are sums of hundreds of products.
+fn before_peaks(most: i64, peak_bits: u32) -> u32 {
+    (i64::BITS - most.leading_zeros() + peak_bits).saturating_sub(30)
+}
+
+/// Sums over the columns of a matrix of weights.
+struct Columns {
+    sums: Vec<i64>,
+    /// The largest sum of magnitudes.
+    largest: i64,
+}
+
+impl Columns {
+    /// A zero point is taken off first.
+    fn of(weights: &Const, zero: i64) -> Columns {
+        let columns = weights.ty.shape.last_fixed().unwrap_or(1).max(1);
+        let (mut sums, mut magnitudes) = (vec![0i64; columns], vec![0i64; columns]);
+        for (i, w) in weights.ints().into_iter().enumerate() {
+            sums[i % columns] += w - zero;
+            magnitudes[i % columns] += (w - zero).abs();
+        }
+        Columns { sums, largest: magnitudes.into_iter().max().unwrap_or(0) }
+    }
+}
+
 /// The bias in accumulator steps; its rounding is half an accumulator step, far below one output step.
 fn accumulator_bias(m: &mut Match<'_>, bias: &Const, quant: &Quant, channels: usize) -> Option<Id> {
     if bias.ty.elem != Elem::F32 {
@@ -134,10 +205,7 @@ fn fold_zero_point(m: &mut Match<'_>) -> Option<Id> {
         return None;
     }
     let columns = weights.ty.shape.last_fixed()?;
-    let mut sums = vec![0i64; columns];
-    for (i, w) in weights.ints().into_iter().enumerate() {
-        sums[i % columns] += w;
-    }
+    let Columns { sums, .. } = Columns::of(&weights, 0);
     let bias = match m.var("?bias") {
         Some(_) => m.constant("?bias")?.ints(),
         None => vec![0],
