@@ -346,11 +346,12 @@ pub(crate) fn is_view_node(module: &Module, node: &vitc_ir::Node) -> bool {
 /// A kernel that consumes a view may still ask for more (one stride along its columns, say) and then refuses with a
 /// reason.
 pub fn is_view_supported(module: &Module, node: usize, views: &[bool]) -> bool {
-    let node = &module.nodes[node];
+    let (itself, node) = (views[node], &module.nodes[node]);
     let shape = |v: ValueId| &module.ty(v).shape;
     let is_view = |n: usize| views[n];
     node.operands.iter().all(|&x| {
-        let whole = matches!(node.op, Op::Reshape { .. }) && shape(x).0.last() == shape(node.result).0.last();
+        // only products read rows in another order: a copy of them would have to be the gather itself
+        let whole = itself && matches!(node.op, Op::Reshape { .. }) && shape(x).0.last() == shape(node.result).0.last();
         if whole && row_order_through(module, x, &is_view).is_some() {
             return true;
         }

@@ -102,7 +102,9 @@ fn sections(bytes: &[u8]) -> Result<Sections> {
     let text_end = end_of(HEADER, word(16))?;
     let blob_at = text_end.checked_next_multiple_of(ALIGN).ok_or_else(truncated)?;
     let end = end_of(blob_at, word(24))?;
-    if end != bytes.len() {
+    // the header is not hashed: what lies behind a text cut short is not zero
+    let padded = bytes.get(text_end..blob_at).is_some_and(|gap| gap.iter().all(|&b| b == 0));
+    if end != bytes.len() || !padded {
         return Err(truncated());
     }
     Ok(Sections { text: HEADER..text_end, blob: blob_at..end })

@@ -1,22 +1,10 @@
 //! Clamps of attention results, and tables that round them to the levels of codes, behind the movement that follows, so that attention stores in the order of its readers.
 
-use vitc_ir::{Module, Op, Stage, ValueId};
+use vitc_ir::{Op, ValueId};
 
-use crate::clean::draft::{Draft, Fired, Rule};
+use crate::clean::draft::{Draft, Rule};
 
-const RULES: &[(&str, Rule)] = &[("clamp-transposed", clamp_transposed)];
-
-/// The module with such clamps moved.
-pub(super) fn run(module: Module, fired: &mut Fired) -> Module {
-    let mut draft = Draft::new(module);
-    let mut counts = Fired::new();
-    draft.saturate(RULES, usize::MAX, &mut counts);
-    if counts.is_empty() {
-        return draft.into_module();
-    }
-    fired.extend(counts);
-    draft.finish(Stage::Integerize)
-}
+pub(super) const RULES: &[(&str, Rule)] = &[("clamp-transposed", clamp_transposed)];
 
 /// `transpose(clamp(y)) = clamp(transpose(y))`, and likewise of a table, for the rows of an attention.
 fn clamp_transposed(d: &mut Draft, n: usize) -> Option<ValueId> {

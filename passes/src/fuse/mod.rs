@@ -11,6 +11,7 @@ mod chain;
 mod clamps;
 pub mod lanes;
 mod patches;
+mod rows;
 mod tabulate;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,7 +28,7 @@ use chain::{Chain, Epilogue};
 /// The module of stage `fuse`, and how often each lane rule fired.
 pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnostics> {
     let mut moved = Fired::new();
-    let module = clamps::run(tabulate::run(module).map_err(Diagnostics::from)?, &mut moved);
+    let module = around_movement(tabulate::run(module).map_err(Diagnostics::from)?, &mut moved);
     let groups = groups(&module);
     let mut fuse =
         Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
@@ -56,6 +57,18 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
     let mut fired = fuse.fired;
     fired.extend(moved.into_iter().map(|(name, n)| (name.to_string(), n)));
     Ok((prepare_convolutions(fuse.target, &mut fired), fired))
+}
+
+/// The module with what is done element by element, or row by row, on the side of movement where it costs less.
+fn around_movement(module: Module, fired: &mut Fired) -> Module {
+    let mut counts = Fired::new();
+    let mut draft = Draft::new(module);
+    draft.saturate(&[clamps::RULES, rows::RULES].concat(), usize::MAX, &mut counts);
+    if counts.is_empty() {
+        return draft.into_module();
+    }
+    fired.extend(counts);
+    draft.finish(Stage::Integerize)
 }
 
 /// Convolutions over patches as matrix products, others without borders.

@@ -78,7 +78,7 @@ impl Calibration {
     }
 
     /// The peaks of the rows of several values together.
-    pub(crate) fn peaks_of(&self, values: &[ValueId]) -> Option<Peaks> {
+    pub(crate) fn peaks_of(&self, values: &BTreeSet<ValueId>) -> Option<Peaks> {
         let mut all = values.iter().filter_map(|v| self.peaks.get(v)).cloned();
         let first = all.next()?;
         Some(all.fold(first, |mut joint, peaks| {
@@ -122,7 +122,7 @@ pub fn observe(
         (0..wanted.len()).map(|v| wanted[v] && options.wants_histogram(module, ValueId(v as u32))).collect();
     let maps = if options.wants_maps() { range::maps(module, &Sites::of(module)) } else { BTreeSet::new() };
     let by_rows: BTreeSet<ValueId> =
-        rows::candidates(module, &Sites::of(module), options).into_values().flatten().collect();
+        rows::candidates(module, &Sites::of(module), options).into_values().flat_map(|c| c.read).collect();
     let see = |calibration: &mut Calibration, _: usize, v: ValueId, tensor: &Tensor| {
         let Data::F32(values) = &tensor.data else { return };
         if let (true, Some(peaks)) = (by_rows.contains(&v), Peaks::of(tensor)) {

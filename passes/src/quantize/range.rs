@@ -33,7 +33,7 @@ pub(crate) fn decide(
     let mut problems = Diagnostics::default();
     for (group, members) in sites.groups() {
         let few = widths.get(&group).map(|&width| (width, codes.get(&group).copied().unwrap_or_default()));
-        let peaks = by_rows.get(&group).and_then(|read| calibration.peaks_of(read));
+        let peaks = by_rows.get(&group).and_then(|c| Some((calibration.peaks_of(&c.read)?, c.columns)));
         match group_grid(module, &members, (calibration, &known), (few, peaks, options)) {
             Ok(grid) => {
                 grids.insert(group, grid);
@@ -75,7 +75,7 @@ fn group_grid(
     module: &Module,
     members: &[Site],
     known: (&Calibration, &Ranges),
-    (few, peaks, options): (Option<(Width, Codes)>, Option<Peaks>, &QuantOptions),
+    (few, peaks, options): (Option<(Width, Codes)>, Option<(Peaks, usize)>, &QuantOptions),
 ) -> Result<Grid, Diagnostic> {
     let (role, width) = (members[0].1, few.map(|(width, _)| width));
     if let Some(grid) = given::grid_of_group(module, members) {

@@ -53,8 +53,14 @@ pub(crate) const PEAK_SHIFT: u32 = 5;
 /// The largest integer of the fine grid.
 const FINE: f64 = 32767.0;
 
-/// So much less noise, in decibels, is worth a pass over the rows: at 8 bits, where the rest of a model is as noisy, and below.
-const WORTH: (f64, f64) = (3.0, 1.0);
+/// So much less noise, in decibels, is worth a pass over the rows at 8 bits.
+const GAIN: f64 = 3.0;
+/// And where there are fewer, for their noise is what counts.
+const GAIN_OF_FEW_BITS: f64 = 1.0;
+/// What has so many decibels with one scale for all rows needs no better one at 8 bits.
+const CLEAN: f64 = 39.5;
+/// With fewer columns of weights behind it, a pass over a row is too much beside the product.
+const COLUMNS: usize = 128;
 
 /// What was seen of the rows of a value.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +69,8 @@ pub(crate) struct Peaks {
     largest: Histogram,
     /// Largest magnitudes of rows.
     magnitude: Histogram,
+    /// Root mean squares of rows.
+    power: Histogram,
 }
 
 impl Peaks {
@@ -74,12 +82,16 @@ impl Peaks {
         let magnitude: Vec<f32> = rows().map(|r| r.iter().fold(0f32, |m, x| m.max(x.abs()))).collect();
         let most = magnitude.iter().copied().fold(0f32, f32::max);
         let finite = most.is_finite() && largest.iter().all(|x| x.is_finite());
-        finite.then(|| Peaks { largest: Histogram::of(&largest, most), magnitude: Histogram::of(&magnitude, most) })
+        let power = |r: &[f32]| (r.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / columns as f64).sqrt() as f32;
+        let power: Vec<f32> = rows().map(power).collect();
+        let of = |values: &[f32]| Histogram::of(values, most);
+        finite.then(|| Peaks { largest: of(&largest), magnitude: of(&magnitude), power: of(&power) })
     }
 
     pub(crate) fn merge(&mut self, other: &Peaks) {
         self.largest.merge(&other.largest);
         self.magnitude.merge(&other.magnitude);
+        self.power.merge(&other.power);
     }
 }
 
@@ -97,17 +109,35 @@ fn error_on(grid: &Grid, h: &Histogram) -> f64 {
     errors.sum::<f64>() / counts.iter().sum::<f64>().max(1.0)
 }
 
-/// The groups of sites whose rows may have scales of their own, with what the products read of each: nothing but products with
-/// constant weights reads them, and their grid is not the model's own.
-pub(crate) fn candidates(module: &Module, sites: &Sites, options: &QuantOptions) -> BTreeMap<usize, Vec<ValueId>> {
-    let mut read: BTreeMap<usize, BTreeSet<ValueId>> = BTreeMap::new();
+/// What may have scales of rows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Candidate {
+    /// What products read of it.
+    pub(crate) read: BTreeSet<ValueId>,
+    /// Columns of all their weights.
+    pub(crate) columns: usize,
+}
+
+impl Candidate {
+    fn add(&mut self, read: ValueId, columns: Option<usize>) {
+        self.read.insert(read);
+        self.columns += columns.unwrap_or(0);
+    }
+}
+
+/// The groups of sites whose rows may have scales of their own: nothing but products with constant weights reads them, and their grid is not the model's own.
+pub(crate) fn candidates(module: &Module, sites: &Sites, options: &QuantOptions) -> BTreeMap<usize, Candidate> {
+    let mut read: BTreeMap<usize, Candidate> = BTreeMap::new();
     let mut barred: BTreeSet<usize> = BTreeSet::new();
     for (n, node) in module.nodes.iter().enumerate() {
         for (i, &v) in node.operands.iter().enumerate() {
             let Demand::Integer(role) = demand(module, n, i) else { continue };
-            let groups = sites::origins(module, v).into_iter().filter_map(|o| sites.group((o, role)));
+            let groups: BTreeSet<usize> =
+                sites::origins(module, v).into_iter().filter_map(|o| sites.group((o, role))).collect();
             match i == 0 && role == Role::Unsigned && takes_rows(module, n, options) {
-                true => groups.for_each(|g| read.entry(g).or_default().extend([v])),
+                true => groups
+                    .into_iter()
+                    .for_each(|g| read.entry(g).or_default().add(v, module.ty(node.result).shape.last_fixed())),
                 false => barred.extend(groups),
             }
         }
@@ -118,7 +148,7 @@ pub(crate) fn candidates(module: &Module, sites: &Sites, options: &QuantOptions)
         given::grid_of_group(module, members).is_none() && members.iter().all(|(v, _)| module.node_of(*v).is_some())
     };
     read.retain(|g, _| !barred.contains(g) && open(g));
-    read.into_iter().map(|(g, values)| (g, values.into_iter().collect())).collect()
+    read
 }
 
 /// Whether a node is a product of rows with a constant matrix that may have them rounded one by one.
@@ -132,10 +162,9 @@ fn takes_rows(module: &Module, n: usize, options: &QuantOptions) -> bool {
         && !options.without_rows.iter().any(|p| pattern::matches(p, name))
 }
 
-/// The grid with scales of rows, where that makes much less noise than `plain`, of which `seen` was seen.
-pub(crate) fn better(plain: &Grid, seen: &Seen, peaks: &Peaks) -> Option<Grid> {
+/// The grid with scales of rows for products of so many columns, where that makes much less noise than `plain`, of which `seen` was seen.
+pub(crate) fn better(plain: &Grid, seen: &Seen, (peaks, columns): &(Peaks, usize)) -> Option<Grid> {
     let width = plain.width.unwrap_or(Width::EIGHT);
-    let worth = if width == Width::EIGHT { WORTH.0 } else { WORTH.1 };
     let (low, high) = (f64::from(seen.min).min(0.0), f64::from(seen.max).max(0.0));
     let reach = low.abs().max(high.abs());
     let (all, half) = ((1i64 << width.bits()) - 1, (1i64 << (width.bits() - 1)) - 1);
@@ -151,7 +180,13 @@ pub(crate) fn better(plain: &Grid, seen: &Seen, peaks: &Peaks) -> Option<Grid> {
         true => (unsigned, RowGrid { levels: all, signed: false }),
         false => (signed, RowGrid { levels: half, signed: true }),
     };
-    if noise <= 0.0 || 10.0 * (of_plain / noise).log10() < worth {
+    let decibels = |ratio: f64| 10.0 * ratio.log10();
+    let gain = decibels(of_plain / noise);
+    let is_worth = match width == Width::EIGHT {
+        true => gain >= GAIN && *columns >= COLUMNS && decibels(mean(&peaks.power, |x| x * x) / of_plain) < CLEAN,
+        false => gain >= GAIN_OF_FEW_BITS,
+    };
+    if noise <= 0.0 || !is_worth {
         return None;
     }
     let quant = match one_sided {

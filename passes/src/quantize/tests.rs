@@ -194,7 +194,7 @@ fn loud_tokens() -> Module {
     let x = b.linear(x, WIDTH);
     let x = b.gelu(x);
     let x = b.mul(x, gains);
-    let y = b.linear(x, WIDTH);
+    let y = b.linear(x, 4 * WIDTH);
     let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
     crate::shape::run(&m).unwrap()
 }
@@ -210,7 +210,7 @@ fn loud_rows_have_scales_of_their_own() {
     assert_eq!(count(&by_rows, "round_rows"), 1);
     let errors = |q: &Module| {
         let (want, found) = (outputs(&m, &inputs(&m, 100)), outputs(q, &entering(q, &inputs(&m, 100))));
-        let rows = want.iter().zip(&found).enumerate().filter(|(i, _)| i / WIDTH % TOKENS != 1);
+        let rows = want.iter().zip(&found).enumerate().filter(|(i, _)| i / (4 * WIDTH) % TOKENS != 1);
         rows.map(|(_, (w, f))| (w - f).powi(2)).sum::<f32>()
     };
     assert!(errors(&by_rows) < errors(&plain), "{} and {}", errors(&by_rows), errors(&plain));
