@@ -34,7 +34,7 @@ pub(crate) fn decide(
     for (group, members) in sites.groups() {
         let few = widths.get(&group).map(|&width| (width, codes.get(&group).copied().unwrap_or_default()));
         let peaks = by_rows.get(&group).and_then(|c| Some((calibration.peaks_of(&c.read)?, c.columns)));
-        match group_grid(module, &members, (calibration, &known), (few, peaks, options)) {
+        match group_grid(module, &members, (calibration, &known), (Asked { few, peaks }, options)) {
             Ok(grid) => {
                 grids.insert(group, grid);
             }
@@ -71,12 +71,21 @@ pub(crate) fn without_range(module: &Module, sites: &Sites) -> Vec<ValueId> {
     to_observe(module, sites).into_iter().filter(|&v| ranges.get(v).is_none()).collect()
 }
 
+/// What a group may have instead of 256 even levels for all rows.
+struct Asked {
+    /// Fewer bits, and their codes.
+    few: Option<(Width, Codes)>,
+    /// Peaks of its rows, where they may have scales of their own, and the columns of the products that read them.
+    peaks: Option<(Peaks, usize)>,
+}
+
 fn group_grid(
     module: &Module,
     members: &[Site],
     known: (&Calibration, &Ranges),
-    (few, peaks, options): (Option<(Width, Codes)>, Option<(Peaks, usize)>, &QuantOptions),
+    (asked, options): (Asked, &QuantOptions),
 ) -> Result<Grid, Diagnostic> {
+    let Asked { few, peaks } = asked;
     let (role, width) = (members[0].1, few.map(|(width, _)| width));
     if let Some(grid) = given::grid_of_group(module, members) {
         return Ok(grid);
