@@ -27,7 +27,11 @@ NANO = {
     "image": ["--resize", "64", "--filter", "bilinear", *CIFAR],
 }
 SWIN = {"model": "models/cifar10/swin_nano.ts.onnx", "data": "data/cifar10", "image": ["--resize", "32", *CIFAR]}
-MNIST = {"model": "models/vit_mnist/vit_mnist_researchase_MIT.ts.onnx", "data": "data/mnist", "image": []}
+MNIST = {
+    "model": "models/vit_mnist/vit_mnist_researchase_MIT.ts.onnx",
+    "data": "data/mnist",
+    "image": ["--resize", "28", "--filter", "bilinear", "--mean", "0.1307", "--std", "0.3081"],
+}
 
 
 def bits(weights, activations=8):

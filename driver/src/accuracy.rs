@@ -1,7 +1,6 @@
 //! Accuracy of a compiled model on labelled images, beside the float graph when there is one.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -228,24 +227,7 @@ fn prepare(preprocess: &Preprocess, reference: Option<&Reference>, labelled: &La
 
 /// `work` on every item, on several threads; results in the order of the items.
 pub(crate) fn parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let next = AtomicUsize::new(0);
-    let worker = || {
-        let take = || {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            items.get(at).map(|item| (at, work(item)))
-        };
-        std::iter::from_fn(take).collect::<Vec<_>>()
-    };
-    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.clamp(1, items.len().max(1))).map(|_| scope.spawn(worker)).collect();
-        let join = |w: std::thread::ScopedJoinHandle<'_, Vec<(usize, R)>>| match w.join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        workers.into_iter().flat_map(join).collect()
-    });
-    done.sort_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, result)| result).collect()
+    vitc_passes::parallel::parallel(items.len(), threads, |i, _| work(&items[i]), &mut |_| {})
 }
 
 #[cfg(test)]

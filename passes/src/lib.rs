@@ -8,6 +8,7 @@ pub mod clean;
 pub mod fuse;
 pub mod integerize;
 pub mod mixed;
+pub mod parallel;
 mod pattern;
 pub mod plan;
 pub mod quantize;

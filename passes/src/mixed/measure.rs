@@ -6,8 +6,8 @@ use vitc_ir::eval::{self, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Elem, Module, Op, TensorType};
 
 use super::knobs::{Kind, Knob, Knobs};
-use super::parallel::parallel;
 use super::replay::{Change, Changes, Replay};
+use crate::parallel::parallel;
 use crate::quantize::given::Grid;
 use crate::quantize::narrow::{self, NarrowWeights};
 use crate::quantize::{self, Calibration, QuantOptions, Width, Widths};

@@ -18,7 +18,6 @@
 mod cost;
 mod knobs;
 mod measure;
-mod parallel;
 mod replay;
 mod search;
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Module, Op, ValueId};
@@ -19,6 +18,7 @@ use super::stream::stream;
 use super::weights::Weights;
 use super::widths::{self, Width};
 use super::{QuantOptions, range, rows};
+use crate::parallel::parallel;
 
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,17 +115,10 @@ pub(crate) fn round(
     options: &QuantOptions,
 ) -> Result<BTreeMap<usize, RoundedBias>, Diagnostics> {
     let nodes: Vec<usize> = (0..module.nodes.len()).filter(|&n| is_candidate(module, n, options)).collect();
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(BTreeMap::new());
-    let work = || {
-        while let Some(&n) = nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let rounded = rounded(module, n, (sites, grids), calibration, options);
-            done.lock().unwrap_or_else(|e| e.into_inner()).insert(n, rounded);
-        }
-    };
-    std::thread::scope(|scope| (0..options.threads.clamp(1, nodes.len().max(1))).for_each(|_| drop(scope.spawn(work))));
+    let work = |i: usize, _: &dyn Fn()| rounded(module, nodes[i], (sites, grids), calibration, options);
+    let done = parallel(nodes.len(), options.threads, work, &mut |_| {});
     let (mut all, mut problems) = (BTreeMap::new(), Diagnostics::default());
-    for (n, rounded) in done.into_inner().unwrap_or_else(|e| e.into_inner()) {
+    for (n, rounded) in nodes.into_iter().zip(done) {
         match rounded {
             Ok(Some(rounded)) => drop(all.insert(n, rounded)),
             Ok(None) => {}

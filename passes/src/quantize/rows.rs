@@ -125,7 +125,8 @@ impl Candidate {
     }
 }
 
-/// The groups of sites whose rows may have scales of their own: nothing but products with constant weights reads them, and their grid is not the model's own.
+/// The groups of sites whose rows may have scales of their own: nothing but products with constant weights reads them, and
+/// their grid is not the model's own.
 pub(crate) fn candidates(module: &Module, sites: &Sites, options: &QuantOptions) -> BTreeMap<usize, Candidate> {
     let mut read: BTreeMap<usize, Candidate> = BTreeMap::new();
     let mut barred: BTreeSet<usize> = BTreeSet::new();
@@ -135,9 +136,10 @@ pub(crate) fn candidates(module: &Module, sites: &Sites, options: &QuantOptions)
             let groups: BTreeSet<usize> =
                 sites::origins(module, v).into_iter().filter_map(|o| sites.group((o, role))).collect();
             match i == 0 && role == Role::Unsigned && takes_rows(module, n, options) {
-                true => groups
-                    .into_iter()
-                    .for_each(|g| read.entry(g).or_default().add(v, module.ty(node.result).shape.last_fixed())),
+                true => {
+                    let columns = module.ty(node.result).shape.last_fixed();
+                    groups.into_iter().for_each(|g| read.entry(g).or_default().add(v, columns));
+                }
                 false => barred.extend(groups),
             }
         }
@@ -162,41 +164,45 @@ fn takes_rows(module: &Module, n: usize, options: &QuantOptions) -> bool {
         && !options.without_rows.iter().any(|p| pattern::matches(p, name))
 }
 
-/// The grid with scales of rows for products of so many columns, where that makes much less noise than `plain`, of which `seen` was seen.
+/// The grid with scales of rows for products of so many columns, where that makes much less noise than `plain`, of which
+/// `seen` was seen.
 pub(crate) fn better(plain: &Grid, seen: &Seen, (peaks, columns): &(Peaks, usize)) -> Option<Grid> {
     let width = plain.width.unwrap_or(Width::EIGHT);
     let (low, high) = (f64::from(seen.min).min(0.0), f64::from(seen.max).max(0.0));
-    let reach = low.abs().max(high.abs());
-    let (all, half) = ((1i64 << width.bits()) - 1, (1i64 << (width.bits() - 1)) - 1);
-    let noise = |squares: f64, levels: i64, fine: f64| (squares / (levels * levels) as f64 + fine * fine) / 12.0;
-    let fine = |range: f64| range * HEADROOM / FINE;
-    let unsigned = noise(mean(&peaks.largest, |x| (x - low).powi(2)), all, fine(high - low));
-    let signed = noise(mean(&peaks.magnitude, |x| x * x), half, fine(reach));
+    let (unsigned, signed) = (unsigned(low, high, width, peaks), signed(low.abs().max(high), width, peaks));
+    // a new image may reach below what was seen: only what hardly has a lower side can be cut off there
+    let one_sided = -low * 4.0 <= high && unsigned.0 < signed.0;
+    let (noise, grid) = if one_sided { unsigned } else { signed };
     let of_plain =
         seen.histogram.as_ref().map_or_else(|| plain.quant.scale_at(0).powi(2) / 12.0, |h| error_on(plain, h));
-    // a new image may reach below what was seen: only what hardly has a lower side can be cut off there
-    let one_sided = -low * 4.0 <= high && unsigned < signed;
-    let (noise, rows) = match one_sided {
-        true => (unsigned, RowGrid { levels: all, signed: false }),
-        false => (signed, RowGrid { levels: half, signed: true }),
-    };
     let decibels = |ratio: f64| 10.0 * ratio.log10();
     let gain = decibels(of_plain / noise);
     let is_worth = match width == Width::EIGHT {
         true => gain >= GAIN && *columns >= COLUMNS && decibels(mean(&peaks.power, |x| x * x) / of_plain) < CLEAN,
         false => gain >= GAIN_OF_FEW_BITS,
     };
-    if noise <= 0.0 || !is_worth {
-        return None;
-    }
-    let quant = match one_sided {
-        true => {
-            let scale = range::step(high - low, FINE / HEADROOM);
-            Quant::per_tensor(scale, (-low / scale).round_ties_even() as i32)
-        }
-        false => range::symmetric(reach * HEADROOM, FINE),
-    };
-    Some(Grid { rows: Some(rows), ..Grid::whole(Elem::I16, quant) })
+    (noise > 0.0 && is_worth).then_some(grid)
+}
+
+/// Rows from `low` up, and their predicted noise.
+fn unsigned(low: f64, high: f64, width: Width, peaks: &Peaks) -> (f64, Grid) {
+    let scale = range::step(high - low, FINE / HEADROOM);
+    let quant = Quant::per_tensor(scale, (-low / scale).round_ties_even() as i32);
+    let rows = RowGrid { levels: (1 << width.bits()) - 1, signed: false };
+    with_noise(mean(&peaks.largest, |x| (x - low).powi(2)), rows, quant)
+}
+
+/// Rows on both sides of zero, and their predicted noise.
+fn signed(reach: f64, width: Width, peaks: &Peaks) -> (f64, Grid) {
+    let rows = RowGrid { levels: (1 << (width.bits() - 1)) - 1, signed: true };
+    with_noise(mean(&peaks.magnitude, |x| x * x), rows, range::symmetric(reach * HEADROOM, FINE))
+}
+
+/// A grid with the noise of its codes, of rows whose peaks have this mean square, and of the integers under them.
+fn with_noise(peaks: f64, rows: RowGrid, quant: Quant) -> (f64, Grid) {
+    let codes = peaks / (rows.levels * rows.levels) as f64;
+    let noise = (codes + quant.scale_at(0).powi(2)) / 12.0;
+    (noise, Grid { rows: Some(rows), ..Grid::whole(Elem::I16, quant) })
 }
 
 /// The least that a step of accumulators times peaks may stand for, in steps of weights.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 /// `work(i, report)` for every `i` below `count`; `progress` is told how often `report` was called by then.
-pub(crate) fn parallel<R: Send>(
+pub fn parallel<R: Send>(
     count: usize,
     threads: usize,
     work: impl Fn(usize, &dyn Fn()) -> R + Sync,
