@@ -6,11 +6,16 @@
 
 use std::collections::BTreeMap;
 
+use cranelift_codegen::ir::Value;
 use iced_x86::code_asm::{
     AsmMemoryOperand, AsmRegister64, AsmRegisterK, AsmRegisterXmm, AsmRegisterYmm, AsmRegisterZmm, CodeAssembler,
     CodeLabel, registers,
 };
 use iced_x86::{IcedError, Register};
+use vitc_ir::Dim;
+
+use crate::emit::Emit;
+use crate::operand::{Operand, split_index};
 
 /// What assembling gives.
 pub(crate) type Assembled<T = ()> = Result<T, Fault>;
@@ -144,6 +149,25 @@ pub(crate) fn k(n: u8) -> AsmRegisterK {
 /// Memory at a register and a displacement.
 pub(crate) fn at(base: AsmRegister64, disp: i64) -> AsmMemoryOperand {
     base + i32::try_from(disp).expect("displacements stay below 2 GiB")
+}
+
+/// Calls the kernel's first leaf for every turn of the outer loops, with where each operand's rows begin and how many there are.
+pub(crate) fn call_by_rows(e: &mut Emit<'_>, sizes: &[Dim], operands: &[Operand]) {
+    let (inner, outer) = match sizes.split_last() {
+        Some((&inner, outer)) => (inner, outer),
+        None => (Dim::fixed(1), &[][..]),
+    };
+    e.each_turn(inner, |e, turn, from, count| {
+        let indices = split_index(e, turn, outer);
+        let start = |(n, operand): (usize, &Operand)| {
+            let pointer = e.arg(n);
+            let base = operand.base(e, pointer, &indices);
+            e.at(base, from, operand.row_stride())
+        };
+        let mut block: Vec<Value> = operands.iter().enumerate().map(start).collect();
+        block.push(count);
+        e.call_leaf(0, &block);
+    });
 }
 
 /// Mask registers of the last columns of a row, in vectors of 32 elements and of 16.

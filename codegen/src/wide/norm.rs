@@ -15,7 +15,6 @@
 //! two steps of Newton's method (which never fall below the floor of the root) bring it to the floor or one more, the root is
 //! shifted down again, and one comparison decides.
 
-use cranelift_codegen::ir::Value;
 use iced_x86::code_asm::registers::gpr32;
 use iced_x86::code_asm::registers::gpr64::{
     r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
@@ -25,9 +24,9 @@ use iced_x86::code_asm::{
 };
 use vitc_ir::{Dim, Elem};
 
-use super::asm::{Asm, Assembled, TAIL_HALVES, TAIL_WORDS, at, each_vector, tails, x, z};
+use super::asm::{Asm, Assembled, TAIL_HALVES, TAIL_WORDS, at, call_by_rows, each_vector, tails, x, z};
 use crate::emit::Emit;
-use crate::operand::{Columns, Operand, split_index};
+use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work};
 
 /// Rows of a group; each has a record in the red zone below the stack.
@@ -97,21 +96,7 @@ impl WideNorm {
     // ---- the kernel around the leaf
 
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {
-        let (inner, outer) = match self.sizes.split_last() {
-            Some((&inner, outer)) => (inner, outer),
-            None => (Dim::fixed(1), &[][..]),
-        };
-        e.each_turn(inner, |e, turn, from, count| {
-            let indices = split_index(e, turn, outer);
-            let start = |e: &mut Emit<'_>, n: usize| {
-                let (pointer, operand) = (e.arg(n), &self.operands[n]);
-                let base = operand.base(e, pointer, &indices);
-                e.at(base, from, operand.row_stride())
-            };
-            let mut block: Vec<Value> = (0..4).map(|n| start(e, n)).collect();
-            block.push(count);
-            e.call_leaf(0, &block);
-        });
+        call_by_rows(e, &self.sizes, &self.operands);
     }
 
     // ---- the leaf: rsi and rbx rows of x, r8 gamma, r9 beta, r10 out, r11 rows, r13 those of a group

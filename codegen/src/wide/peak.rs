@@ -11,15 +11,14 @@
 //! The codes find the peak once more instead of reading it: the row comes to the first-level cache by that, and an op
 //! depends on nothing but its operand.
 
-use cranelift_codegen::ir::Value;
 use iced_x86::code_asm::registers::gpr32::{eax, ecx, edx};
 use iced_x86::code_asm::registers::gpr64::{r8, r11, rax, rdi, rdx, rsi};
 use iced_x86::code_asm::{dword_ptr, qword_ptr, xmmword_ptr, ymmword_ptr, zmmword_ptr};
 use vitc_ir::{Dim, Elem};
 
-use super::asm::{Asm, Assembled, TAIL_HALVES, TAIL_WORDS, at, each_vector, tails, x, y, z};
+use super::asm::{Asm, Assembled, TAIL_HALVES, TAIL_WORDS, at, call_by_rows, each_vector, tails, x, y, z};
 use crate::emit::Emit;
-use crate::operand::{Columns, Operand, split_index};
+use crate::operand::{Columns, Operand};
 use crate::rows::{Rows, Work, code_shift};
 
 /// Elements of a vector of the first pass and of the second.
@@ -65,20 +64,7 @@ impl WidePeak {
     }
 
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {
-        let (inner, outer) = match self.sizes.split_last() {
-            Some((&inner, outer)) => (inner, outer),
-            None => (Dim::fixed(1), &[][..]),
-        };
-        e.each_turn(inner, |e, turn, from, count| {
-            let indices = split_index(e, turn, outer);
-            let start = |e: &mut Emit<'_>, n: usize| {
-                let (pointer, operand) = (e.arg(n), &self.operands[n]);
-                let base = operand.base(e, pointer, &indices);
-                e.at(base, from, operand.row_stride())
-            };
-            let block: Vec<Value> = vec![start(e, 0), start(e, 1), count];
-            e.call_leaf(0, &block);
-        });
+        call_by_rows(e, &self.sizes, &self.operands);
     }
 
     // ---- the leaf: rsi rows of x, r8 out, r11 rows

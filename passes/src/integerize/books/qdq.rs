@@ -7,6 +7,7 @@ use vitc_ir::{Const, Dim, Elem, Op, Quant, Shape, TensorType};
 use super::forms::table_constant;
 use crate::integerize::arith;
 use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
+use crate::quantize::rows::RowGrid;
 use Exactness::{Exact, Rounding};
 
 #[rustfmt::skip]
@@ -115,7 +116,7 @@ fn sink_matmul_rows(m: &mut Match<'_>) -> Option<Id> {
     let (x, w) = (m.var("?a")?, m.var("?b")?);
     let peaks = m.apply(Op::IntRowPeak { shift: peak_shift }, None, &[x])?;
     // what a code stands for varies from row to row
-    let zero_point = if signed { levels + 1 } else { 0 };
+    let zero_point = RowGrid { levels, signed }.zero_point();
     let codes = m.apply(Op::IntRowCodes { levels, zero_point, shift: peak_shift }, None, &[x])?;
     let mut sum = m.apply(Op::IntMatMul { a_zero: zero_point, b_zero: qb.zero_point.into() }, None, &[codes, w])?;
     if shift > 0 {
