@@ -13,7 +13,7 @@ use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
 use vitc_ir::{Dim, Elem};
 
 use crate::emit::{Addr, Emit, flags};
-use crate::lane::{GROUP, Lanes, Packed};
+use crate::lane::{self, GROUP, Lanes, Packed};
 use crate::operand::{Columns, Operand, split_index};
 
 /// Rows of `c` columns; operand `n` is argument `n`, the last one is the result.
@@ -37,9 +37,9 @@ pub(crate) enum Work {
     /// `int.reduce_sum` over the last dimension.
     Sum,
     /// `int.row_peak`.
-    Peak { shift: u32 },
+    Peak { shift: u32, of: Elements },
     /// `int.row_codes`.
-    Codes { levels: i64, zero_point: i64, shift: u32 },
+    Codes { levels: i64, zero_point: i64, shift: u32, of: Elements },
     /// `int.layernorm`.
     LayerNorm { epsilon: i64, centred: bool, guard: u32, norm_bits: u32, recip_bits: u32, shift: u32, zero_point: i64 },
     /// `int.shiftmax`.
@@ -51,6 +51,19 @@ pub(crate) enum Work {
     /// `int.shift_gelu`, element by element.
     ShiftGelu { x_zero: i64, one: i64, n: u32, bits: u32 },
 }
+
+/// What the elements of a row with a grid of its own are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Elements {
+    /// Themselves.
+    Plain,
+    /// Bytes that stand for the entries of a table, the second operand. Magnitudes of entries may fall and then rise (`valley`):
+    /// the largest of a row is then that of its least or of its largest byte.
+    Entries { valley: bool },
+}
+
+/// Entries of a table.
+const ENTRIES: i64 = 256;
 
 impl Rows {
     pub(crate) fn emit(&self, e: &mut Emit<'_>) {
@@ -68,8 +81,8 @@ impl Rows {
         match self.work {
             Work::Exp { limit, multiplier, shift, entries } => self.exp(e, at, [limit, multiplier], shift, entries),
             Work::Sum => self.sum(e, at),
-            Work::Peak { shift } => self.put_peak(e, at, shift),
-            Work::Codes { levels, zero_point, shift } => self.codes(e, at, [levels, zero_point], shift),
+            Work::Peak { shift, of } => self.put_peak(e, at, shift, of),
+            Work::Codes { levels, zero_point, shift, of } => self.codes(e, at, [levels, zero_point], (shift, of)),
             Work::LayerNorm { .. } => self.layernorm(e, at),
             Work::Shiftmax { one, n, bits } => self.shiftmax(e, at, ShiftExp { one, n }, bits),
             Work::ShiftLayerNorm { shift, zero_point } => self.shift_layernorm(e, at, shift, zero_point),
@@ -303,8 +316,32 @@ impl Rows {
         [sum, e.add(a, b)]
     }
 
-    /// Largest magnitude of the first operand's elements in steps of `2^shift`, rounded up and 1 at least.
-    fn peak(&self, e: &mut Emit<'_>, at: &[Value], shift: u32) -> Value {
+    /// Largest magnitude of a row in steps of `2^shift`, rounded up and 1 at least.
+    fn peak(&self, e: &mut Emit<'_>, at: &[Value], shift: u32, of: Elements) -> Value {
+        let max = match of {
+            Elements::Plain => self.magnitude(e, at),
+            Elements::Entries { valley: true } => {
+                let [a, b] = self.ends(e, at).map(|index| magnitude_of_entry(e, at[1], index));
+                e.b.ins().smax(a, b)
+            }
+            Elements::Entries { valley: false } => {
+                let one = e.iconst(1);
+                self.each_column(e, &[one], |e, i, m| {
+                    let index = self.element(e, 0, at, i);
+                    let entry = magnitude_of_entry(e, at[1], index);
+                    vec![e.b.ins().smax(m[0], entry)]
+                })[0]
+            }
+        };
+        let one = e.iconst(1);
+        let max = e.b.ins().smax(max, one);
+        let max = e.add_imm(max, (1 << shift) - 1);
+        let by = e.iconst(shift.into());
+        e.b.ins().ushr(max, by)
+    }
+
+    /// Largest magnitude of the first operand's elements, or 1.
+    fn magnitude(&self, e: &mut Emit<'_>, at: &[Value]) -> Value {
         let one = e.constant(I32X4, 1);
         let both = self.each_group(e, &[one, one], |e, i, count, m| {
             let x = self.group(e, 0, at, i, count);
@@ -318,40 +355,70 @@ impl Rows {
             let x = e.b.ins().sextend(I64, x);
             max = e.b.ins().smax(max, x);
         }
-        let max = e.add_imm(max, (1 << shift) - 1);
-        let by = e.iconst(shift.into());
-        e.b.ins().ushr(max, by)
+        max
     }
 
-    fn put_peak(&self, e: &mut Emit<'_>, at: &[Value], shift: u32) {
-        let peak = self.peak(e, at, shift);
+    /// The least and the largest of the first operand's elements, which are bytes.
+    fn ends(&self, e: &mut Emit<'_>, at: &[Value]) -> [Value; 2] {
+        let whole = self.c / GROUP * GROUP;
+        let (zero, to) = (e.iconst(0), e.iconst(whole as i64));
+        let mut ends = [255, 0].map(|v| e.iconst(v));
+        if whole > 0 {
+            let none = [255, 0].map(|v| e.constant(I16X8, v));
+            let found = e.for_range(zero, to, GROUP as i64, &none, |e, i, m| {
+                let x = self.group(e, 0, at, i, GROUP);
+                let x = halves(e, x);
+                vec![e.b.ins().smin(m[0], x), e.b.ins().smax(m[1], x)]
+            });
+            for lane in 0..GROUP as u8 {
+                let [a, b] = [found[0], found[1]].map(|v| {
+                    let x = e.b.ins().extractlane(v, lane);
+                    e.b.ins().sextend(I64, x)
+                });
+                ends = [e.b.ins().smin(ends[0], a), e.b.ins().smax(ends[1], b)];
+            }
+        }
+        for i in whole..self.c {
+            let column = e.iconst(i as i64);
+            let x = self.element(e, 0, at, column);
+            ends = [e.b.ins().smin(ends[0], x), e.b.ins().smax(ends[1], x)];
+        }
+        ends
+    }
+
+    fn put_peak(&self, e: &mut Emit<'_>, at: &[Value], shift: u32, of: Elements) {
+        let peak = self.peak(e, at, shift, of);
         let zero = e.iconst(0);
         self.put(e, at, zero, peak);
     }
 
-    fn codes(&self, e: &mut Emit<'_>, at: &[Value], [levels, zero_point]: [i64; 2], peak_shift: u32) {
-        let shift = code_shift(levels);
-        let (peak, one) = (self.peak(e, at, peak_shift), e.iconst(1));
-        let by = e.iconst(peak_shift.into());
-        let peak = e.b.ins().ishl(peak, by);
-        let half_peak = e.b.ins().ushr(peak, one);
-        let numerator = e.add_imm(half_peak, levels << shift);
-        let r = e.b.ins().udiv(numerator, peak);
-        let r = e.b.ins().ireduce(I32, r);
-        let r = e.b.ins().splat(I32X4, r);
-        let half = e.constant(I32X4, 1 << (shift - 1));
-        let by = e.b.ins().iconst(I32, i64::from(shift));
-        self.each_group(e, &[r], |e, i, count, same| {
-            let x = self.group(e, 0, at, i, count);
-            let y = words(e, x).map(|x| {
-                let y = e.b.ins().imul(x, same[0]);
-                let y = e.add(y, half);
-                e.b.ins().sshr(y, by)
+    fn codes(&self, e: &mut Emit<'_>, at: &[Value], grid: [i64; 2], (peak_shift, of): (u32, Elements)) {
+        let peak = self.peak(e, at, peak_shift, of);
+        let r = reciprocal_of_peak(e, peak, grid[0], peak_shift);
+        if of == Elements::Plain {
+            self.each_group(e, &[r], |e, i, count, same| {
+                let x = self.group(e, 0, at, i, count);
+                let packed = codes_of(e, x, same[0], grid);
+                self.put_group(e, at, i, count, packed);
+                vec![same[0]]
             });
-            let y = shifted_zero(e, y, zero_point);
-            let packed = saturate_words(e, y, Elem::U8);
-            self.put_group(e, at, i, count, packed);
+            return;
+        }
+        // the codes of all entries, then that of each element
+        let slot = e.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, ENTRIES as u32, 4));
+        let slot = e.b.ins().stack_addr(I64, slot, 0);
+        let (zero, all) = (e.iconst(0), e.iconst(ENTRIES));
+        e.for_range(zero, all, GROUP as i64, &[r], |e, i, same| {
+            let entries = Addr { base: e.at(at[1], i, Elem::I16.bytes() as i64), disp: 0 };
+            let x = lane::load(e, Elem::I16, entries, GROUP);
+            let packed = codes_of(e, x, same[0], grid);
+            let to = Addr { base: e.add(slot, i), disp: 0 };
+            lane::store(e, packed, to, GROUP);
             vec![same[0]]
+        });
+        self.each_element(e, at, |e, index| {
+            let entry = e.add(slot, index);
+            e.load_elem(Elem::U8, Addr { base: entry, disp: 0 })
         });
     }
 
@@ -547,6 +614,38 @@ impl ShiftExp {
 /// The shift of `int.row_codes`: products of an element with the row's reciprocal then fit 31 bits.
 pub(crate) fn code_shift(levels: i64) -> u32 {
     30 - (i64::BITS - levels.leading_zeros())
+}
+
+/// By what elements are multiplied, in every lane: levels over the row's peak.
+fn reciprocal_of_peak(e: &mut Emit<'_>, peak: Value, levels: i64, peak_shift: u32) -> Value {
+    let (one, by) = (e.iconst(1), e.iconst(peak_shift.into()));
+    let peak = e.b.ins().ishl(peak, by);
+    let half_peak = e.b.ins().ushr(peak, one);
+    let numerator = e.add_imm(half_peak, levels << code_shift(levels));
+    let r = e.b.ins().udiv(numerator, peak);
+    let r = e.b.ins().ireduce(I32, r);
+    e.b.ins().splat(I32X4, r)
+}
+
+/// The codes of a group of elements.
+fn codes_of(e: &mut Emit<'_>, x: Lanes, r: Value, [levels, zero_point]: [i64; 2]) -> Packed {
+    let shift = code_shift(levels);
+    let half = e.constant(I32X4, 1 << (shift - 1));
+    let by = e.b.ins().iconst(I32, i64::from(shift));
+    let y = words(e, x).map(|x| {
+        let y = e.b.ins().imul(x, r);
+        let y = e.add(y, half);
+        e.b.ins().sshr(y, by)
+    });
+    let y = shifted_zero(e, y, zero_point);
+    saturate_words(e, y, Elem::U8)
+}
+
+/// The magnitude of an entry of a table of `i16`.
+fn magnitude_of_entry(e: &mut Emit<'_>, table: Value, index: Value) -> Value {
+    let entry = Addr { base: e.at(table, index, Elem::I16.bytes() as i64), disp: 0 };
+    let entry = e.load_elem(Elem::I16, entry);
+    e.b.ins().iabs(entry)
 }
 
 /// `sum` and the four lanes of an `i32x4`.

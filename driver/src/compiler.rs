@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vitc_ir::{Module, Stage};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::{CodesOf, Observer, Rounding, Widths};
+use vitc_passes::quantize::{CodesOf, Groups, Observer, Rounding, Widths};
 use vitc_passes::transform;
 
 use crate::artifact;
@@ -67,6 +67,12 @@ impl Compiler {
     /// Bits of the weights of products.
     pub fn weights(mut self, weights: Widths) -> Compiler {
         self.options.weights = weights;
+        self
+    }
+
+    /// Groups of rows of weights with steps of their own.
+    pub fn groups(mut self, groups: Groups) -> Compiler {
+        self.options.groups = groups;
         self
     }
 

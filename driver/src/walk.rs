@@ -8,7 +8,7 @@ use vitc_ir::{Module, Stage, verify};
 use vitc_passes::clean::{self, CleanOptions, Pixels};
 use vitc_passes::integerize::{self, Nonlinear, Report};
 use vitc_passes::plan::{self, Target};
-use vitc_passes::quantize::{self, CodesOf, Observer, Placed, QuantOptions, Rounding, Widths};
+use vitc_passes::quantize::{self, CodesOf, Groups, Observer, Placed, QuantOptions, Rounding, Widths};
 use vitc_passes::transform::{self, Applied, Transform};
 use vitc_passes::{fuse, shape};
 
@@ -28,6 +28,8 @@ pub struct WalkOptions {
     pub observer: Observer,
     /// Bits of the weights of products.
     pub weights: Widths,
+    /// Groups of rows of weights with steps of their own.
+    pub groups: Groups,
     /// Bits of what products read.
     pub activations: Widths,
     /// Which levels activations of fewer than 8 bits have.
@@ -53,6 +55,7 @@ impl Default for WalkOptions {
             preprocess: None,
             observer: Observer::default(),
             weights: Widths::default(),
+            groups: Groups::default(),
             activations: Widths::default(),
             codes: CodesOf::default(),
             rounding: Rounding::default(),
@@ -159,6 +162,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
     let mut quant = QuantOptions {
         observer: options.observer,
         weights: options.weights.clone(),
+        groups: options.groups,
         activations: options.activations.clone(),
         codes: options.codes.clone(),
         rounding: options.rounding,

@@ -33,7 +33,7 @@ fn a_report_tells_what_every_activation_became() {
     assert!(report.stages.iter().all(|s| db(s.outputs).unwrap() > 20.0), "{:?}", report.stages);
     assert!(!report.transforms.is_empty() && report.stages.last().unwrap().rewrites == report.transforms.len());
     check_sites(&report);
-    assert!(report.forms.iter().any(|f| f.op == "gelu" && f.chosen) && report.layers.iter().all(|l| l.bits == 8));
+    assert!(report.forms.iter().any(|f| f.op == "gelu" && f.chosen) && report.layers.iter().all(|l| l.bits == 8.0));
     assert!(report.predicted.ms > 0.0 && report.size.constants < report.size.float_constants);
     let accuracy = report.accuracy.as_ref().unwrap();
     assert!(accuracy.images == 256 && accuracy.top1 > 90.0 && accuracy.agreement.unwrap() > 95.0, "{accuracy:?}");

@@ -102,9 +102,11 @@ fn weights_of_four_bits_are_packed_two_to_a_byte() {
     let (three, fewest) = compiled("3.vitc", &["--weight-bits", "3", "--activation-bits", "6"]);
     assert!(fewest < nibbles, "{fewest}, {nibbles}");
     let layers = json(&["inspect", &three])["layers"].as_array().unwrap().clone();
-    let bits: Vec<i64> = layers.iter().map(|l| l["bits"].as_i64().unwrap()).collect();
-    assert_eq!(bits.iter().filter(|&&b| b == 8).count(), 2, "patches and classifier keep 8: {layers:?}");
-    assert!(bits.iter().all(|&b| b <= 3 || b == 8), "{layers:?}");
+    let bits: Vec<f64> = layers.iter().map(|l| number(l, "bits")).collect();
+    assert_eq!(bits.iter().filter(|&&b| b == 8.0).count(), 2, "patches and classifier keep 8: {layers:?}");
+    assert!(bits.iter().all(|&b| b == 3.25 || b == 8.0), "{layers:?}");
+    let (_, ungrouped) = compiled("3n.vitc", &["--weight-bits", "3", "--weight-groups", "none"]);
+    assert!(ungrouped < fewest, "{ungrouped}, {fewest}");
     let labels = arg(demo().join("eval/labels.txt"));
     let images = arg(demo().join("eval"));
     let report = json(&["eval", &four, "--images", &images, "--labels", &labels, "--reference", &model()]);

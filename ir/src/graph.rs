@@ -43,6 +43,17 @@ impl Const {
         }
     }
 
+    /// The bytes row by row, out of the packed layout; `None` when there is none, or one that is not of the type.
+    pub fn row_major(&self) -> Option<Vec<u8>> {
+        let (layout, dims) = (self.layout?, self.ty.shape.as_fixed()?);
+        let (matrices, k, n) = layout.matrices(&dims)?;
+        let packed = layout.checked_len(k, n)?;
+        if packed.checked_mul(matrices)? != self.data.len() {
+            return None;
+        }
+        Some(self.data.chunks_exact(packed.max(1)).flat_map(|matrix| layout.unpack(k, n, matrix)).collect())
+    }
+
     /// The values of an integer constant, widened to `i64`, in storage order. Empty for floats.
     pub fn ints(&self) -> Vec<i64> {
         match self.ty.elem {

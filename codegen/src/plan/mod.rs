@@ -9,6 +9,7 @@ mod product;
 mod regions;
 mod rows;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -70,6 +71,7 @@ pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &
     if module.stage != Stage::Plan {
         return Err(CodegenError::Stage { stage: module.stage.word() });
     }
+    let module = &*with_plain_windows(module);
     let mut planner = Planner {
         module,
         tier: options.tier,
@@ -107,6 +109,23 @@ pub(crate) fn compile<M: Backend>(module: &Module, options: &Options, backend: &
     let Planner { mut steps, consts, stored, kernels, .. } = planner;
     regions::join(&mut steps);
     Ok(Plan { steps, consts, stored, inputs, outputs, kernels })
+}
+
+/// The module with the packed weights of convolutions row by row; products unpack their own, one at a time.
+fn with_plain_windows(module: &Module) -> Cow<'_, Module> {
+    let mut module = Cow::Borrowed(module);
+    for n in 0..module.nodes.len() {
+        let node = &module.nodes[n];
+        let (Op::FusedConv2d { .. } | Op::IntConv2d { .. }, Some(&weights)) = (&node.op, node.operands.get(1)) else {
+            continue;
+        };
+        let Def::Const(index) = module.values[weights.0 as usize].def else { continue };
+        if let Some(plain) = module.consts[index].row_major() {
+            let constant = &mut module.to_mut().consts[index];
+            (constant.layout, constant.data) = (None, plain.into());
+        }
+    }
+    module
 }
 
 /// Why a node cannot be lowered: a reason of its own, or an error from below.

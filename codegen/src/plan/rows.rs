@@ -6,7 +6,7 @@ use vitc_ir::{Elem, Node, Op, Shape};
 use super::{Call, Lowered, Planner, extent, joint, product_of};
 use crate::kernel::Spec;
 use crate::operand::{Columns, Operand};
-use crate::rows::{Rows, Work, exp_table};
+use crate::rows::{Elements, Rows, Work, exp_table};
 use crate::sum::AxisSum;
 use crate::view::{Lin, View};
 use crate::wide::norm::WideNorm;
@@ -80,13 +80,30 @@ impl<M: Backend> Planner<'_, M> {
                 Ok(Work::ShiftLayerNorm { shift, zero_point })
             }
             Op::IntReduceSum { .. } => Ok(Work::Sum),
-            Op::IntRowPeak { shift } => Ok(Work::Peak { shift }),
-            Op::IntRowCodes { levels, zero_point, shift } => Ok(Work::Codes { levels, zero_point, shift }),
+            Op::IntRowPeak { shift } => Ok(Work::Peak { shift, of: self.entries(node, args, extra)? }),
+            Op::IntRowCodes { levels, zero_point, shift } => {
+                Ok(Work::Codes { levels, zero_point, shift, of: self.entries(node, args, extra)? })
+            }
             Op::IntReciprocal { numerator } => Ok(Work::Reciprocal { numerator }),
             Op::IntShiftmax { one, n, bits } => Ok(Work::Shiftmax { one, n, bits }),
             Op::IntShiftGelu { x_zero, one, n, bits } => Ok(Work::ShiftGelu { x_zero, one, n, bits }),
             ref op => Err(format!("`{}` has no row kernel", op.name()).into()),
         }
+    }
+
+    /// What the elements of a row with a grid of its own are, with the table of their entries.
+    fn entries(
+        &mut self,
+        node: &Node,
+        args: &mut Vec<vitc_runtime::Buffer>,
+        extra: &mut Vec<Operand>,
+    ) -> Lowered<Elements> {
+        let Some(&table) = node.operands.get(1) else { return Ok(Elements::Plain) };
+        let entries = self.const_of(table).ok_or("the table is not constant")?.ints();
+        let (buffer, _) = self.operand(table)?;
+        args.push(buffer);
+        extra.push(Operand { elem: Elem::I16, offset: Lin::ZERO, rows: vec![], columns: Columns::Table });
+        Ok(Elements::Entries { valley: falls_and_rises(&entries) })
     }
 
     /// Gamma and beta.
@@ -128,4 +145,11 @@ impl<M: Backend> Planner<'_, M> {
         let grain = if columns.is_some() { 1 } else { 64 };
         self.step(Call { spec: Spec::AxisSum(sum), name, args, items, grain, macs: 0 })
     }
+}
+
+/// Whether magnitudes fall to a least one and rise from there.
+fn falls_and_rises(entries: &[i64]) -> bool {
+    let least = entries.iter().enumerate().min_by_key(|(_, v)| v.abs()).map_or(0, |(i, _)| i);
+    let (falling, rising) = entries.split_at(least);
+    falling.is_sorted_by(|a, b| a.abs() >= b.abs()) && rising.is_sorted_by(|a, b| a.abs() <= b.abs())
 }

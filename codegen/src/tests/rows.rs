@@ -206,6 +206,36 @@ fn grids_of_rows() {
     }
 }
 
+/// Tables whose magnitudes fall and rise, at either end only, and in no order.
+fn tables_of_rows() -> [Vec<i64>; 4] {
+    let valley = (0..256).map(|i: i64| (i - 37) * (i - 37) * if i < 37 { -1 } else { 1 } / 2).map(|v| v.min(32767));
+    let falling = (0..256).map(|i: i64| -32768 + 128 * i);
+    [valley.collect(), falling.collect(), vec![0; 256], (0..256).map(|i: i64| (i * 7919) % 65536 - 32768).collect()]
+}
+
+#[test]
+fn grids_of_rows_of_entries() {
+    for c in SIZES.into_iter().chain([64, 128, 256, 300, 448]) {
+        let ranges = [(0, 255), (30, 44), (0, 0), (255, 255), (200, 255)];
+        for (n, table) in tables_of_rows().into_iter().enumerate() {
+            let shift = c as u32 % 6;
+            for range in [ranges[0], ranges[1 + (c + n) % 4]] {
+                let ops = [(255, 0), (127, 128), (7, 8)]
+                    .map(|(levels, zero_point)| Op::IntRowCodes { levels, zero_point, shift })
+                    .into_iter()
+                    .chain([Op::IntRowPeak { shift }]);
+                for op in ops {
+                    let mut m = module();
+                    let x = input(&mut m, Elem::U8, batched(&[3, c]));
+                    let t = constant(&mut m, Elem::I16, &[256], &table);
+                    let y = node(&mut m, op, &[x, t]);
+                    check(&mut m, y, 1, &[range]);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rounded_shifts() {
     for shift in [1, 7, 31] {

@@ -14,7 +14,7 @@ use crate::artifact;
 use crate::calibrate::Calibration;
 use crate::compiler::Compiler;
 use crate::error::Failure;
-use crate::io::table::{Record, Table};
+use crate::io::table::{Cell, Record, Table};
 use crate::walk::preprocess_of;
 
 /// Options of `vitc inspect`.
@@ -75,13 +75,13 @@ impl Facts {
             Op::IntMatMul { .. } | Op::FusedMatMul { .. } | Op::IntConv2d { .. } | Op::FusedConv2d { .. }
         );
         let Some(weights) = node.operands.get(1).and_then(|&w| module.const_of(w)).filter(|_| product) else { return };
-        let bits = weights.layout.map_or(8 * weights.ty.elem.bytes(), |layout| layout.bits() as usize);
+        let bits = weights.layout.map_or(8.0 * weights.ty.elem.bytes() as f64, |layout| layout.mean_bits());
         let name = node.loc.as_deref().unwrap_or(&weights.name);
         self.layers.row([
             name.into(),
             node.op.name().into(),
             shape_text(&weights.ty).into(),
-            bits.into(),
+            Cell::number(bits, if bits.fract() == 0.0 { 0 } else { 2 }),
             weights.data.len().into(),
         ]);
     }

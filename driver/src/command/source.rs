@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use vitc_codegen::Tier;
 use vitc_ir::{Module, Stage, text};
 use vitc_passes::integerize::Nonlinear;
-use vitc_passes::quantize::{ByNode, Codes, Observer, Rounding, Width, Widths};
+use vitc_passes::quantize::{ByNode, Codes, Groups, Observer, Rounding, Width, Widths};
 use vitc_passes::transform::{Choice, Smoothing, Transform};
 
 use super::Global;
@@ -47,6 +47,10 @@ pub struct CompileFlags {
     /// the image keeps 8 unless a pattern names it.
     #[arg(long, value_name = "[PATTERN=]BITS", value_parser = parse_weight_bits)]
     pub weight_bits: Vec<Bits>,
+    /// Rows of a product's weights that have a step of their own, a small multiple of their column's scale: 8, 16, 32, 64 or `none`.
+    /// Kept in 4 bits a group, free at run time. `auto`: 16 for weights of 5 bits and fewer.
+    #[arg(long, value_name = "ROWS", default_value = "auto", value_parser = parse_groups)]
+    pub weight_groups: Groups,
     /// Bits of what products read: 4 to 8 (default: 8); `PATTERN=BITS` for what these products read. What several read has
     /// the most that one of them wants; the image keeps 8, and the input of the classifier unless a pattern names it.
     #[arg(long, value_name = "[PATTERN=]BITS", value_parser = parse_activation_bits)]
@@ -242,6 +246,25 @@ fn parse_weight_bits(text: &str) -> Result<Bits, String> {
     parse_bits(text, Width::of_weights, "2, 3, 4, 5, 6 or 8")
 }
 
+fn parse_groups(text: &str) -> Result<Groups, String> {
+    match text {
+        "auto" => Ok(Groups::Auto),
+        "none" => Ok(Groups::None),
+        rows => {
+            let rows = rows.parse().ok().filter(|rows| Groups::ROWS.contains(rows));
+            rows.map(Groups::Rows).ok_or_else(|| "expected 8, 16, 32, 64, none or auto".into())
+        }
+    }
+}
+
+fn groups_word(groups: Groups) -> String {
+    match groups {
+        Groups::Auto => "auto".into(),
+        Groups::None => "none".into(),
+        Groups::Rows(rows) => rows.to_string(),
+    }
+}
+
 fn parse_activation_bits(text: &str) -> Result<Bits, String> {
     parse_bits(text, Width::of_activations, "4, 5, 6, 7 or 8")
 }
@@ -315,6 +338,7 @@ impl CompileFlags {
         let mut compiler = Compiler::new()
             .observer(self.observer)
             .weights(widths(&self.weight_bits))
+            .groups(self.weight_groups)
             .activations(widths(&self.activation_bits))
             .codes(by_node(self.codes.iter().map(|c| (c.pattern.clone(), c.codes))))
             .rounding(self.rounding.into())
@@ -337,13 +361,16 @@ impl CompileFlags {
     /// The choices that decide what is computed, in words; those that only say how fast are not among them.
     pub(super) fn settings(&self) -> Vec<Setting> {
         let CompileFlags { calibrate, calibrate_images, observer, weight_bits, activation_bits, codes, .. } = self;
-        let CompileFlags { rounding, without, smoothing, nonlinear, tier: _, threads: _, image: _, .. } = self;
+        let CompileFlags {
+            weight_groups, rounding, without, smoothing, nonlinear, tier: _, threads: _, image: _, ..
+        } = self;
         let word = |flag: Option<clap::builder::PossibleValue>| flag.map_or_else(String::new, |v| v.get_name().into());
         let settings = [
             ("calibrate", calibrate.clone().unwrap_or_else(|| "nothing".into())),
             ("calibrate-images", calibrate_images.to_string()),
             ("observer", observer_word(*observer)),
             ("weight-bits", listed(weight_bits, "8")),
+            ("weight-groups", groups_word(*weight_groups)),
             ("activation-bits", listed(activation_bits, "8")),
             ("codes", listed(codes, "auto")),
             ("rounding", word(rounding.to_possible_value())),
@@ -367,11 +394,12 @@ impl CompileFlags {
         let bits = !self.weight_bits.is_empty() || !self.activation_bits.is_empty() || !self.codes.is_empty();
         if bits
             || self.rounding != RoundingFlag::Auto
+            || self.weight_groups != Groups::Auto
             || self.image.any()
             || self.calibrate.as_deref().is_some_and(|c| c != "synthetic")
         {
             bail!(
-                "'{}' is compiled already; --calibrate, --weight-bits, --activation-bits, --codes, --rounding and the image flags are for `vitc compile`, which records them",
+                "'{}' is compiled already; --calibrate, --weight-bits, --weight-groups, --activation-bits, --codes, --rounding and the image flags are for `vitc compile`, which records them",
                 path.display()
             );
         }

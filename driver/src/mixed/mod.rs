@@ -96,7 +96,7 @@ pub(crate) fn choose(
         true => times::measure(&study, mixed.tier, walk)?,
         false => Times::default(),
     };
-    let costs = Costs { products: study.knobs.products.clone(), times };
+    let costs = Costs { products: study.knobs.products.clone(), groups: study.base.groups, times };
     let found: Result<_> = with_limit(mixed.target, &costs, |limit| {
         mixed::check(&limit, &study.knobs.start(), &study.knobs.least()).map_err(unmet)?;
         let (table, cached) = study.table(mixed.cache.as_deref())?;
@@ -148,7 +148,10 @@ impl<'a> Study<'a> {
         let key = cache::key(
             self.module,
             &self.inputs,
-            &format!("{:?} {:?} {:?} {images:?}", self.base.observer, self.base.codes, self.base.rounding),
+            &format!(
+                "{:?} {:?} {:?} {:?} {images:?}",
+                self.base.observer, self.base.codes, self.base.rounding, self.base.groups
+            ),
         );
         if let Some(table) = path.and_then(|path| cache::read(path, &key, &self.knobs)) {
             return Ok((table, true));

@@ -302,7 +302,7 @@ fn layer(module: &Module, node: &Node) -> Option<data::Layer> {
     Some(data::Layer {
         node: node.loc.as_deref().unwrap_or(&weights.name).into(),
         shape: weights.ty.shape.at(1),
-        bits: weights.layout.map_or(8 * weights.ty.elem.bytes() as u32, |layout| layout.bits()),
+        bits: weights.layout.map_or(8.0 * weights.ty.elem.bytes() as f64, |layout| layout.mean_bits()),
         bytes: weights.data.len(),
     })
 }

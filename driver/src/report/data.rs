@@ -200,8 +200,8 @@ pub struct Layer {
     pub node: String,
     /// Shape of the weights.
     pub shape: Vec<usize>,
-    /// Bits of a weight as stored.
-    pub bits: u32,
+    /// Bits of a weight as stored, its part of the steps of groups counted.
+    pub bits: f64,
     /// Bytes as stored.
     pub bytes: usize,
 }

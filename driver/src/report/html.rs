@@ -221,8 +221,8 @@ fn forms(report: &Report) -> String {
 fn layers(report: &Report) -> String {
     let largest = report.layers.iter().map(|l| l.bytes).max().unwrap_or(1).max(1);
     let total: usize = report.layers.iter().map(|l| l.bytes).sum();
-    let mut bits: BTreeMap<u32, usize> = BTreeMap::new();
-    report.layers.iter().for_each(|l| *bits.entry(l.bits).or_default() += l.bytes);
+    let mut bits: BTreeMap<String, usize> = BTreeMap::new();
+    report.layers.iter().for_each(|l| *bits.entry(l.bits.to_string()).or_default() += l.bytes);
     let told: Vec<String> = bits.iter().map(|(b, n)| format!("{} at {b} bits", bytes(*n))).collect();
     let row = |l: &super::data::Layer| {
         let shape: Vec<String> = l.shape.iter().map(usize::to_string).collect();

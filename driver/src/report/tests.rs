@@ -61,7 +61,7 @@ fn example() -> Report {
         ],
         transforms: vec![Transformed { transform: "smooth".into(), node: HOSTILE.into(), gain_db: 3.0 }],
         forms: vec![form("table", true), form("shift", false)],
-        layers: vec![Layer { node: HOSTILE.into(), shape: vec![64, 10], bits: 4, bytes: 320 }],
+        layers: vec![Layer { node: HOSTILE.into(), shape: vec![64, 10], bits: 4.25, bytes: 320 }],
         size: Size { artifact: 1000, constants: 400, float_constants: 1600, arena: 64 },
         predicted: Predicted {
             tier: "portable".into(),

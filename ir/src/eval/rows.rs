@@ -1,5 +1,7 @@
 //! Ops over the last dimension: normalisation and softmax, float and integer, and the exponentials of the shift forms.
 
+use std::borrow::Cow;
+
 use super::int::{fit, range};
 use super::tensor::{Data, View};
 use super::{Call, Evaluated, Fault, math, misplaced};
@@ -64,10 +66,10 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::IntExp { .. } => exp_rows(call),
         Op::IntLayerNorm { .. } => layernorm_int(call),
         Op::IntRowPeak { shift } => {
-            let values = x.i32()?;
+            let values = elements_of_rows(call)?;
             Ok(Data::I32(values.chunks_exact(x.last()).map(|row| row_peak(row, *shift)).collect()))
         }
-        Op::IntRowCodes { levels, zero_point, shift } => row_codes(x, *levels, *zero_point, *shift),
+        Op::IntRowCodes { levels, zero_point, shift } => row_codes(call, *levels, *zero_point, *shift),
         Op::IntShiftmax { one, n, bits } => {
             let exp = ShiftExp { one: *one, n: *n };
             let values = x.i32()?;
@@ -84,10 +86,18 @@ fn row_peak(row: &[i32], shift: u32) -> i32 {
     (most + (1 << shift) - 1) >> shift
 }
 
-fn row_codes(x: View, levels: i64, zero_point: i64, shift: u32) -> Evaluated {
+/// The first operand's elements, or the entries of a table that they stand for.
+fn elements_of_rows<'a>(call: &'a Call) -> Result<Cow<'a, [i32]>, Fault> {
+    let x = call.operands[0].i32()?;
+    let Some(table) = call.operands.get(1) else { return Ok(x) };
+    let table = table.i32()?;
+    Ok(x.iter().map(|&i| table[i as usize]).collect())
+}
+
+fn row_codes(call: &Call, levels: i64, zero_point: i64, shift: u32) -> Evaluated {
     let by = 30 - bit_length(levels);
-    let values = x.i32()?;
-    let codes = values.chunks_exact(x.last()).flat_map(|row| {
+    let values = elements_of_rows(call)?;
+    let codes = values.chunks_exact(call.operands[0].last()).flat_map(|row| {
         let peak = i64::from(row_peak(row, shift)) << shift;
         let reciprocal = ((levels << by) + peak / 2) / peak;
         row.iter().map(move |&x| ((i64::from(x) * reciprocal + (1 << (by - 1))) >> by) + zero_point)

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::Fault;
 use crate::graph::Const;
 use crate::types::{Elem, TensorType};
+use crate::verify::stored_len;
 
 /// Elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -318,7 +319,7 @@ impl<'a> Stored<'a> {
         let shape = c.ty.shape.as_fixed().ok_or_else(|| malformed("has a shape that depends on the batch"))?;
         let count = elements(&shape).ok_or_else(|| malformed("has too many elements"))?;
         if c.layout.is_some() {
-            let plain = unpack(c, &shape).ok_or_else(|| malformed("does not fit its packed layout"))?;
+            let plain = unpack(c).ok_or_else(|| malformed("does not fit its packed layout"))?;
             return Ok((
                 shape,
                 if c.ty.elem == Elem::I8 { Stored::I8(signed(plain)) } else { Stored::U8(plain.into()) },
@@ -360,20 +361,9 @@ fn signed(bytes: Vec<u8>) -> Cow<'static, [i8]> {
 }
 
 /// The row-major bytes of a packed constant; `None` when its type is not one that can be packed or the length is wrong.
-fn unpack(c: &Const, shape: &[usize]) -> Option<Vec<u8>> {
-    let layout = c.layout?;
-    let columns = layout.columns();
-    let [outer @ .., k, n] = shape else { return None };
-    if c.ty.elem.bytes() != 1 || columns == 0 {
+fn unpack(c: &Const) -> Option<Vec<u8>> {
+    if stored_len(&c.ty, c.layout).ok()? != c.data.len() {
         return None;
     }
-    k.checked_next_multiple_of(4)?.checked_mul(n.checked_next_multiple_of(columns)?)?.checked_mul(elements(outer)?)?;
-    let packed = layout.packed_len(*k, *n);
-    if packed.checked_mul(elements(outer)?)? != c.data.len() {
-        return None;
-    }
-    if packed == 0 {
-        return Some(Vec::new());
-    }
-    Some(c.data.chunks_exact(packed).flat_map(|matrix| layout.unpack(*k, *n, matrix)).collect())
+    c.row_major()
 }

@@ -350,14 +350,22 @@ pub(crate) fn requant_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
 pub(crate) fn row_peak(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntRowPeak { shift } = op else { unreachable!() };
     ensure(*shift <= 15, || format!("shift {shift} is outside 0..=15"))?;
-    want_elem(operands[0], &[Elem::I16], "x")?;
+    elements_of_rows(operands)?;
     let last = operands[0].shape.rank().checked_sub(1).ok_or("a scalar has no rows")?;
     Ok(TensorType::new(Elem::I32, reduced(&operands[0].shape, &[last], true)?))
 }
 
+/// `i16`, or `u8` that stand for the entries of a table.
+fn elements_of_rows(operands: &[&TensorType]) -> Result<(), String> {
+    let Some(table) = operands.get(1) else { return want_elem(operands[0], &[Elem::I16], "x") };
+    want_elem(operands[0], &[Elem::U8], "x")?;
+    want_elem(table, &[Elem::I16], "table")?;
+    ensure(table.shape.count() == Some(Dim::fixed(256)), || "a table has 256 entries".into())
+}
+
 pub(crate) fn row_codes(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntRowCodes { levels, zero_point, shift } = op else { unreachable!() };
-    want_elem(operands[0], &[Elem::I16], "x")?;
+    elements_of_rows(operands)?;
     ensure((1..=255).contains(levels), || format!("{levels} levels are outside 1..=255"))?;
     ensure(*shift <= 15, || format!("shift {shift} is outside 0..=15"))?;
     ensure((0..=255).contains(zero_point), || format!("zero point {zero_point} is outside 0..=255"))?;

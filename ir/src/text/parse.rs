@@ -439,26 +439,25 @@ impl<'a> Parser<'a> {
     }
 
     fn layout(&mut self) -> Parsed<Layout> {
-        let nibbles = self.eat_word("dot4nibbles");
-        let few = !nibbles && self.eat_word("dot4bits");
-        if !nibbles && !few {
-            self.keyword("dot4")?;
-        }
+        const WORDS: [&str; 4] = ["dot4", "dot4nibbles", "bits", "groups"];
+        let Some(word) = WORDS.into_iter().find(|word| self.eat_word(word)) else {
+            return self.unexpected(&format!("a layout ({})", WORDS.join(", ")));
+        };
         self.expect('(')?;
-        let columns = self.count()?;
-        let bits = match few {
-            true => {
+        let first = self.count()?;
+        // too many bits are still too many as the largest number of them
+        let bits = u32::try_from(first).unwrap_or(u32::MAX);
+        let layout = match word {
+            "dot4" => Layout::Dot4 { columns: first },
+            "dot4nibbles" => Layout::Dot4Nibbles { columns: first },
+            "bits" => Layout::Bits { bits },
+            _ => {
                 self.expect(',')?;
-                self.count()?
+                Layout::Groups { bits, rows: self.count()? }
             }
-            false => 0,
         };
         self.expect(')')?;
-        Ok(match (nibbles, few) {
-            (true, _) => Layout::Dot4Nibbles { columns },
-            (_, true) => Layout::Dot4Bits { columns, bits: bits.min(u32::MAX as usize) as u32 },
-            _ => Layout::Dot4 { columns },
-        })
+        Ok(layout)
     }
 
     fn blob_of_scales(&mut self) -> Parsed<Vec<Real>> {

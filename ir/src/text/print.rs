@@ -97,7 +97,8 @@ impl<'m> Printer<'m> {
         let layout = match c.layout {
             Some(Layout::Dot4 { columns }) => format!(" layout dot4({columns})"),
             Some(Layout::Dot4Nibbles { columns }) => format!(" layout dot4nibbles({columns})"),
-            Some(Layout::Dot4Bits { columns, bits }) => format!(" layout dot4bits({columns}, {bits})"),
+            Some(Layout::Bits { bits }) => format!(" layout bits({bits})"),
+            Some(Layout::Groups { bits, rows }) => format!(" layout groups({bits}, {rows})"),
             None => String::new(),
         };
         let data = inline(c).unwrap_or_else(|| self.blob(&c.data));

@@ -87,7 +87,9 @@ impl Draw<'_> {
         let ty = self.ty(false);
         let columns = 1 + self.below(9);
         let bits = 1 + self.below(7) as u32;
-        let layouts = [Layout::Dot4 { columns }, Layout::Dot4Nibbles { columns }, Layout::Dot4Bits { columns, bits }];
+        let rows = 1 + self.below(20);
+        let few = [Layout::Bits { bits }, Layout::Groups { bits, rows }];
+        let layouts = [Layout::Dot4 { columns }, Layout::Dot4Nibbles { columns }, few[0], few[1]];
         let layout = Some(self.pick(&layouts));
         let layout = layout.filter(|_| self.below(2) == 1 && stored_len(&ty, layout).is_ok());
         let data = (0..stored_len(&ty, layout).unwrap()).map(|_| self.byte()).collect::<Vec<u8>>();
@@ -267,7 +269,7 @@ proptest! {
     }
 }
 
-const WORDS: [&str; 50] = [
+const WORDS: [&str; 51] = [
     "module",
     "stage",
     "meta",
@@ -281,7 +283,8 @@ const WORDS: [&str; 50] = [
     "layout",
     "dot4",
     "dot4nibbles",
-    "dot4bits",
+    "bits",
+    "groups",
     "at",
     "loc",
     "q",
@@ -490,10 +493,17 @@ fn single_problems() {
         ("const @a : tensor<4x4xi32> layout dot4(8) = blob(0, 64)", "const-data"),
         ("const @a : tensor<4x4xi8> layout dot4nibbles(8) = blob(0, 32)", "const-data"),
         ("const @a : tensor<4x4xu8> layout dot4nibbles(8) = blob(0, 16)", "const-data"),
-        ("const @a : tensor<4x4xu8> layout dot4bits(8, 3) = blob(0, 12)", "const-data"),
-        ("const @a : tensor<4x4xi8> layout dot4bits(8, 3) = blob(0, 11)", "const-data"),
-        ("const @a : tensor<4x4xi8> layout dot4bits(8, 0) = blob(0, 0)", "const-data"),
-        ("const @a : tensor<4x4xi8> layout dot4bits(8, 9) = blob(0, 36)", "const-data"),
+        ("const @a : tensor<4x4xu8> layout bits(3) = blob(0, 6)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout bits(3) = blob(0, 5)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout bits(0) = blob(0, 0)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout bits(8) = blob(0, 16)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout bits(9) = blob(0, 18)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout bits(9223372036854775807) = blob(0, 18)", "const-data"),
+        ("const @a : tensor<4xi8> layout groups(4, 2) = blob(0, 4)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout groups(4, 2) = blob(0, 11)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout groups(4, 0) = blob(0, 8)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout groups(9, 2) = blob(0, 22)", "const-data"),
+        ("const @a : tensor<4x4xi8> layout panels(8) = blob(0, 16)", "syntax"),
         ("const @a : tensor<i8> = [128]", "range"),
         ("const @a : tensor<f32> = [0x1p128]", "range"),
         ("const @a : tensor<f32> = [0x1.000001p0]", "range"),

@@ -101,20 +101,19 @@ pub(crate) fn stored_len(ty: &TensorType, layout: Option<Layout>) -> Result<usiz
     let dims = ty.shape.as_fixed().ok_or("a constant's shape cannot depend on the batch")?;
     let plain = ty.bytes().and_then(|d| d.as_fixed()).ok_or_else(many)?;
     let Some(layout) = layout else { return Ok(plain) };
-    let columns = layout.columns();
-    let [lead @ .., k, n] = &dims[..] else { return Err("a packed constant has at least two dimensions".into()) };
-    if ty.elem.bytes() != 1 || !(1..=limits::PANEL).contains(&columns) {
-        return Err(format!("dot4 packs bytes in panels of 1 to {} columns", limits::PANEL));
-    }
-    if !matches!(layout, Layout::Dot4 { .. }) && ty.elem != Elem::I8 {
+    let few = layout.bits() < 8;
+    if few && ty.elem != Elem::I8 {
         return Err(format!("elements of less than a byte are of i8, not of {}", ty.elem));
     }
-    if let Layout::Dot4Bits { bits: bits @ (0 | 8..), .. } = layout {
-        return Err(format!("dot4bits packs elements of 1 to 7 bits, not of {bits}"));
+    if ty.elem.bytes() != 1 || !(1..=limits::PANEL).contains(&layout.columns()) {
+        return Err(format!("dot4 packs bytes in panels of 1 to {} columns", limits::PANEL));
     }
-    let rows = k.checked_next_multiple_of(4).ok_or_else(many)?;
-    let columns = n.checked_next_multiple_of(columns).ok_or_else(many)?;
-    let bits = rows.checked_mul(columns).and_then(|n| n.checked_mul(layout.bits() as usize)).ok_or_else(many)?;
-    let matrix = bits.div_ceil(8);
-    lead.iter().try_fold(matrix, |len, &d| len.checked_mul(d)).ok_or_else(many)
+    if !(1..=8).contains(&layout.bits()) || !layout.is_panels() && !few {
+        return Err(format!("elements of 1 to 7 bits are packed, not of {}", layout.bits()));
+    }
+    if let Layout::Groups { rows: 0, .. } = layout {
+        return Err("a group has at least one row".into());
+    }
+    let (matrices, k, n) = layout.matrices(&dims).ok_or("a packed constant has at least two dimensions")?;
+    layout.checked_len(k, n).and_then(|len| len.checked_mul(matrices)).ok_or_else(many)
 }

@@ -128,9 +128,13 @@ fn node_interval(module: &Module, node: &Node, known: &[Interval]) -> Interval {
             let most = (numerator + least / 2) / least;
             Interval::new(if x.lo < 0 { -numerator } else { 0 }, most)
         }
-        Op::IntRowPeak { shift } => Interval::new(1, (operand(0).magnitude().max(1) + (1 << shift) - 1) >> shift),
+        // elements, or the entries of a table that they stand for
+        Op::IntRowPeak { shift } => {
+            let most = operand(node.operands.len() - 1).magnitude().max(1);
+            Interval::new(1, (most + (1 << shift) - 1) >> shift)
+        }
         Op::IntRowCodes { levels, zero_point, .. } => {
-            let least = if operand(0).lo < 0 { zero_point - levels } else { *zero_point };
+            let least = if operand(node.operands.len() - 1).lo < 0 { zero_point - levels } else { *zero_point };
             Interval::new(least.clamp(0, 255), (zero_point + levels).clamp(0, 255))
         }
         Op::IntRequantRows { shift, zero_point, to } => requantized(operand(0), operand(1), *shift, *zero_point, *to),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::quantize::{Groups, Width};
+
 /// The bits of one operand of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Factor {
@@ -20,6 +22,8 @@ pub struct Product {
     pub macs: u64,
     /// Elements of its weights; none where it multiplies activations.
     pub elements: u64,
+    /// Whether its weights are a matrix, whose groups of rows can have steps of their own.
+    pub matrix: bool,
     /// Left and right operand.
     pub factors: [Factor; 2],
 }
@@ -51,6 +55,8 @@ pub struct Times {
 pub struct Costs {
     /// What computes.
     pub products: Vec<Product>,
+    /// Groups of rows of weights with steps of their own.
+    pub groups: Groups,
     /// Nanoseconds, where they were measured.
     pub times: Times,
 }
@@ -62,13 +68,22 @@ impl Costs {
             Factor::Knob(k) => f64::from(state[k]),
             Factor::Fixed(bits) => f64::from(bits),
         };
+        let kept = |p: &Product| self.kept(p, bits(p.factors[1]));
         let sum = |f: &dyn Fn(&Product) -> f64| self.products.iter().map(f).sum::<f64>();
         let macs = |p: &Product| p.macs as f64;
         match cost {
-            Cost::Bytes => sum(&|p| p.elements as f64 * bits(p.factors[1]) / 8.0),
-            Cost::Bits => sum(&|p| macs(p) * (bits(p.factors[0]) + bits(p.factors[1]))) / (2.0 * sum(&macs)).max(1.0),
+            Cost::Bytes => sum(&|p| p.elements as f64 * kept(p) / 8.0),
+            Cost::Bits => sum(&|p| macs(p) * (bits(p.factors[0]) + kept(p))) / (2.0 * sum(&macs)).max(1.0),
             Cost::BitOps => sum(&|p| macs(p) * bits(p.factors[0]) * bits(p.factors[1])),
             Cost::Nanos => self.nanos(&bits),
+        }
+    }
+
+    /// What a right factor of so many bits takes: steps of groups are kept beside weights.
+    fn kept(&self, of: &Product, bits: f64) -> f64 {
+        match Width::of_weights(bits as u32).filter(|_| of.matrix) {
+            Some(width) => self.groups.bits(width),
+            None => bits,
         }
     }
 

@@ -144,7 +144,9 @@ fn product(module: &Module, n: usize, knobs: &BTreeMap<(usize, usize), usize>) -
         false => 0,
     };
     let factor = |i| knobs.get(&(n, i)).map_or(Factor::Fixed(8), |&k| Factor::Knob(k));
-    Product { name: name(module, n).to_string(), macs: macs(module, n), elements, factors: [factor(0), factor(1)] }
+    let matrix = constant && matches!(node.op, Op::MatMul {});
+    let factors = [factor(0), factor(1)];
+    Product { name: name(module, n).to_string(), macs: macs(module, n), elements, matrix, factors }
 }
 
 /// Elements of a value at a batch of one.

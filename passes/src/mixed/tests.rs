@@ -6,7 +6,7 @@ use super::*;
 use crate::clean::CleanOptions;
 use crate::clean::testing::inputs;
 use crate::quantize::tests::transformer;
-use crate::quantize::{self, QuantOptions, Width, Widths};
+use crate::quantize::{self, Groups, QuantOptions, Width, Widths};
 
 /// Two knobs of weights and two of inputs whose losses are a factor times 4 to the bits that are missing.
 fn table(factors: [f64; 4]) -> Vec<(Kind, Vec<(u32, f64)>)> {
@@ -106,13 +106,16 @@ fn knobs_and_costs_of_a_transformer() {
     // for a block: LayerNorm twice, q with k, the map with v, what is projected, GELU; the classifier's
     assert_eq!(of(Kind::Inputs), 13);
     assert!(knobs.all.iter().any(|k| k.kind == Kind::Inputs && k.names.len() == 3), "{:?}", knobs.all);
-    let costs = Costs { products: knobs.products.clone(), ..Costs::default() };
+    let costs = Costs { products: knobs.products.clone(), groups: Groups::None, ..Costs::default() };
     let start = knobs.start();
     let elements: u64 = knobs.products.iter().map(|p| p.elements).sum();
     assert_eq!(costs.of(Cost::Bytes, &start), elements as f64);
     assert_eq!(costs.of(Cost::Bits, &start), 8.0);
     let fours: Vec<u32> = vec![4; start.len()];
     assert_eq!(costs.of(Cost::Bytes, &fours), elements as f64 / 2.0);
+    let matrices: u64 = knobs.products.iter().filter(|p| p.matrix).map(|p| p.elements).sum();
+    let grouped = Costs { groups: Groups::Auto, ..costs.clone() };
+    assert_eq!(grouped.of(Cost::Bytes, &fours), elements as f64 / 2.0 + matrices as f64 / 32.0, "4 bits for 16 rows");
     let patches = &knobs.products[0];
     assert_eq!((patches.factors[0], patches.macs), (Factor::Fixed(8), 9 * 48 * 32));
     let (weights, inputs) = knobs.widths(&fours);

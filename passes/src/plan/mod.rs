@@ -98,7 +98,7 @@ fn pack(module: &Module, target: &Target<'_>) -> Module {
             .iter()
             .enumerate()
             .map(|(i, &v)| match weights(module, node, i) {
-                Some(c) => *packed.entry(v).or_insert_with(|| out.constant(pack_const(c, target))),
+                Some(c) => *packed.entry(v).or_insert_with(|| out.constant(pack_const(node, c, target))),
                 None => *map.entry(v).or_insert_with(|| out.constant(constant(module, v))),
             })
             .collect();
@@ -119,20 +119,30 @@ fn constant(module: &Module, v: ValueId) -> Const {
     }
 }
 
-/// The weights of a matrix product, when operand `i` of the node is that.
+/// The weights of a product, when operand `i` of the node is that.
 fn weights<'a>(module: &'a Module, node: &Node, i: usize) -> Option<&'a Const> {
-    let matrix = |c: &&Const| c.ty.elem == Elem::I8 && c.ty.shape.rank() == 2 && c.layout.is_none();
+    let packable = |c: &&Const| c.ty.elem == Elem::I8 && c.layout.is_none();
+    let constant = module.const_of(*node.operands.get(1)?).filter(packable).filter(|_| i == 1);
     match node.op {
-        Op::FusedMatMul { b_zero: 0, .. } if i == 1 => module.const_of(node.operands[1]).filter(matrix),
+        Op::FusedMatMul { b_zero: 0, .. } => constant.filter(|c| c.ty.shape.rank() == 2),
+        Op::FusedConv2d { .. } | Op::IntConv2d { .. } => constant.filter(|c| Layout::few_bits(&c.data).is_some()),
         _ => None,
     }
 }
 
 /// Weights in the fewest bits that hold all of them, whatever they come from: fewer bytes of the artifact, and to stream.
-fn pack_const(c: &Const, target: &Target<'_>) -> Const {
-    let (k, n) = (c.ty.shape.0[0].size, c.ty.shape.0[1].size);
-    let layout = (target.weight_layout)(k, n);
-    let layout = Layout::narrowest(layout.columns(), &c.data);
-    let data = Bytes::from(layout.pack(k, n, &c.data));
-    Const { name: c.name.clone(), ty: c.ty.clone(), layout: Some(layout), data }
+fn pack_const(of: &Node, c: &Const, target: &Target<'_>) -> Const {
+    let packed = |layout: Layout, k, n| {
+        let data = Bytes::from(layout.pack(k, n, &c.data));
+        Const { name: c.name.clone(), ty: c.ty.clone(), layout: Some(layout), data }
+    };
+    if let Op::FusedMatMul { .. } = of.op {
+        let (k, n) = (c.ty.shape.0[0].size, c.ty.shape.0[1].size);
+        let columns = (target.weight_layout)(k, n).columns();
+        return packed(Layout::narrowest(columns, (k, n), &c.data), k, n);
+    }
+    match Layout::few_bits(&c.data) {
+        Some(layout) => packed(layout, 1, c.data.len()),
+        None => c.clone(),
+    }
 }

@@ -7,7 +7,7 @@ use vitc_ir::{Const, Diagnostic, Module, Node, Op, TensorType, ValueId};
 
 use super::given::{self, LARGEST_BIAS};
 use super::weights::{self, Channels};
-use super::widths::Width;
+use super::widths::{Groups, Width};
 
 /// Constant weights as floats, also those that came as integers.
 fn float_weights(module: &Module, v: ValueId) -> Option<Cow<'_, Const>> {
@@ -57,9 +57,13 @@ impl FloatWeights {
         self.bias.iter().map(|b| f64::from(b.abs()) / (input_scale * LARGEST_BIAS)).collect()
     }
 
-    /// Rounds to nearest.
-    pub(crate) fn quantize(&self, bits: Width, input_scale: f64) -> weights::Weights {
-        weights::quantize(&self.values, self.shape, bits, &self.floor(input_scale))
+    /// Rounds to nearest, a matrix with steps of groups where these weights are to have them.
+    pub(crate) fn quantize(&self, bits: Width, groups: Groups, input_scale: f64) -> weights::Weights {
+        let floor = self.floor(input_scale);
+        match groups.rows(bits).filter(|_| self.dims.len() == 2 && self.shape.inner == 1) {
+            Some(rows) => weights::quantize_groups(&self.values, self.shape.channels, (bits, rows), &floor).0,
+            None => weights::quantize(&self.values, self.shape, bits, &floor),
+        }
     }
 
     /// Input channel of a convolution's weight: the image has one group.

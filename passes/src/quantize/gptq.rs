@@ -31,6 +31,8 @@ pub(crate) struct Problem<'a> {
     /// Columns, N.
     pub(crate) columns: usize,
     pub(crate) bits: Width,
+    /// Rows of the groups that have steps of their own, if any do.
+    pub(crate) group: Option<usize>,
     /// The least scale of each column.
     pub(crate) floor: &'a [f64],
     /// Second moments of the K inputs.
@@ -47,17 +49,21 @@ pub(crate) struct Rounded {
 
 /// Rounds the weights of a product.
 pub(crate) fn round(problem: &Problem<'_>) -> Rounded {
-    let nearest = weights::quantize(
-        problem.weights,
-        Channels { channels: problem.columns, inner: 1 },
-        problem.bits,
-        problem.floor,
-    );
+    let (mut found, factors) = match problem.group {
+        Some(rows) => {
+            let grid = (problem.bits, rows);
+            let (found, factors) = weights::quantize_groups(problem.weights, problem.columns, grid, problem.floor);
+            (found, Some(factors))
+        }
+        None => {
+            let shape = Channels { channels: problem.columns, inner: 1 };
+            (weights::quantize(problem.weights, shape, problem.bits, problem.floor), None)
+        }
+    };
     let factor = Factor::of(problem.gram, problem.biased);
-    let mut found = nearest;
     for from in (0..problem.columns).step_by(COLUMNS) {
         let columns = from..(from + COLUMNS).min(problem.columns);
-        Columns::new(problem, &factor, columns).round(&mut found);
+        Columns::new(problem, &factor, columns, factors.as_ref()).round(&mut found);
     }
     let bias = problem.biased.then(|| mean_errors(problem, &found));
     Rounded { weights: found, bias }
@@ -153,6 +159,8 @@ struct Columns<'a> {
     weights: Vec<f64>,
     /// `L^T W`.
     product: Vec<f64>,
+    /// Rows of a group, and for each group and column by how many scales a step is greater, and what that is one part of.
+    groups: (usize, Vec<[f64; 2]>),
 }
 
 /// A try: integers row by row, a scale and an error for each column.
@@ -163,7 +171,12 @@ struct Try {
 }
 
 impl<'a> Columns<'a> {
-    fn new(problem: &'a Problem<'a>, factor: &'a Factor, range: std::ops::Range<usize>) -> Columns<'a> {
+    fn new(
+        problem: &'a Problem<'a>,
+        factor: &'a Factor,
+        range: std::ops::Range<usize>,
+        steps: Option<&weights::Factors>,
+    ) -> Columns<'a> {
         let row = |&i: &usize| problem.weights[i * problem.columns..][range.clone()].iter().map(|&w| f64::from(w));
         let weights: Vec<f64> = factor.input.iter().flat_map(row).collect();
         let (n, mut product) = (range.len(), vec![0.0; weights.len()]);
@@ -171,7 +184,14 @@ impl<'a> Columns<'a> {
             let lower = &factor.lower[b * factor.k()..][..=b];
             product.chunks_exact_mut(n).zip(lower).for_each(|(to, &l)| add_scaled(to, l, w));
         }
-        Columns { problem, factor, range, weights, product }
+        let pair = |&f: &u8| [f64::from(f), 1.0 / f64::from(f)];
+        let groups = match steps {
+            Some(f) => {
+                (f.rows, f.of.chunks(problem.columns).flat_map(|of| of[range.clone()].iter().map(pair)).collect())
+            }
+            None => (factor.k().max(1), vec![[1.0; 2]; n]),
+        };
+        Columns { problem, factor, range, weights, product, groups }
     }
 
     /// Puts the best of the tries in place of what nearest rounding found.
@@ -248,9 +268,11 @@ impl<'a> Columns<'a> {
                 add_scaled(taken, self.factor.lower[b * k + a], &errors[b * n..][..n]);
             }
             let pivot = self.factor.lower[a * k + a];
+            let group = &self.groups.1[self.factor.input[a] / self.groups.0 * n..][..n];
             for c in 0..n {
                 let w = self.weights[a * n + c];
-                let q = nearest((w + taken[c] / pivot) * inverse[c]).clamp(low.into(), high.into());
+                let [step, per_step] = group[c];
+                let q = nearest((w + taken[c] / pivot) * inverse[c] * per_step).clamp(low.into(), high.into()) * step;
                 ints[a * n + c] = q;
                 errors[a * n + c] = w - q * scales[c];
                 taken[c] += pivot * errors[a * n + c];
@@ -316,7 +338,8 @@ mod tests {
             let nearest = weights::quantize(&w, Channels { channels: N, inner: 1 }, bits, &floor);
             let before = output_error(&x, &w, &nearest, None);
             for (biased, share) in [(false, 0.6), (true, 0.5)] {
-                let problem = Problem { weights: &w, columns: N, bits, floor: &floor, gram: &gram, biased };
+                let problem =
+                    Problem { weights: &w, columns: N, bits, group: None, floor: &floor, gram: &gram, biased };
                 let found = round(&problem);
                 let (low, high) = bits.weight_levels();
                 assert!(found.weights.ints.iter().all(|&q| (low..=high).contains(&q.into())));
@@ -324,6 +347,23 @@ mod tests {
                 assert!(after < share * before, "{bits:?} {biased}: {after} of {before}");
             }
         }
+    }
+
+    #[test]
+    fn groups_bring_the_product_closer() {
+        let mut normal = Normal::new(12);
+        let x = inputs(&mut normal);
+        let w: Vec<f32> = (0..K * N).map(|_| 0.05 * normal.next() as f32).collect();
+        let mut gram = Gram::new(K);
+        gram.add(&x);
+        let (bits, floor) = (Width::of_weights(4).unwrap(), vec![0.0; N]);
+        let error = |group| {
+            let problem = Problem { weights: &w, columns: N, bits, group, floor: &floor, gram: &gram, biased: true };
+            let found = round(&problem);
+            output_error(&x, &w, &found.weights, found.bias.as_deref())
+        };
+        let (grouped, one) = (error(Some(16)), error(None));
+        assert!(grouped < 0.85 * one, "{grouped} of {one}");
     }
 
     #[test]
@@ -351,7 +391,9 @@ mod tests {
         let floor = [1e-3; 2];
         let bits = Width::of_weights(4).unwrap();
         let weights = [0.5f32, 0.0, -0.3, 0.0, 0.2, 0.0];
-        let found = round(&Problem { weights: &weights, columns: 2, bits, floor: &floor, gram: &gram, biased: true });
+        let group = None;
+        let problem = Problem { weights: &weights, columns: 2, bits, group, floor: &floor, gram: &gram, biased: true };
+        let found = round(&problem);
         assert_eq!(found.bias, Some(vec![0.0; 2]));
         let back = f64::from(found.weights.ints[0]) * found.weights.scales[0];
         assert!((back - 0.5).abs() < 0.04, "{back}");

@@ -240,7 +240,7 @@ impl Insert<'_> {
         let (found, bias) = match self.rounded.remove(&n) {
             Some(RoundedBias { weights, bias }) => (weights, bias),
             None => {
-                let found = weights.quantize(bits, self.input_scale(n, image.is_some())?);
+                let found = weights.quantize(bits, self.options.groups, self.input_scale(n, image.is_some())?);
                 let bias = image.map(|image| weights.bias_without_mean(image, &found));
                 (found, bias)
             }

@@ -38,7 +38,7 @@ pub use rounding::{Rounding, observe_products, wants_products};
 pub(crate) use sites::is_fine_hardswish;
 pub(crate) use stream::stream;
 pub(crate) use weights::nearest;
-pub use widths::{ByNode, Width, Widths};
+pub use widths::{ByNode, Groups, Width, Widths};
 
 /// How the range of an activation is chosen from what was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -64,6 +64,8 @@ pub struct QuantOptions {
     /// Bits of the weights of products. Those that read the image keep 8 unless a pattern names them: they are small and see
     /// whole pixels.
     pub weights: Widths,
+    /// Groups of rows of weights with steps of their own.
+    pub groups: Groups,
     /// Bits of what products read, but for the image and, unless a pattern names it, what the classifier reads.
     pub activations: Widths,
     /// Which levels activations of fewer than 8 bits have, by the products that read them.
@@ -83,6 +85,7 @@ impl Default for QuantOptions {
         QuantOptions {
             observer: Observer::default(),
             weights,
+            groups: Groups::default(),
             activations,
             codes: CodesOf::default(),
             rounding: Rounding::default(),

@@ -53,7 +53,7 @@ fn narrow_weights(
     }
     let (found, bias) = match rounded {
         Some(RoundedBias { weights, bias }) => (weights, bias),
-        None => (real.quantize(widths::of_weights(module, n, &options.weights), scale), None),
+        None => (real.quantize(widths::of_weights(module, n, &options.weights), options.groups, scale), None),
     };
     let channel = |i: usize| (i / real.shape.inner) % real.shape.channels;
     let reals = found.ints.iter().enumerate().map(|(i, &q)| (f64::from(q) * found.scales[channel(i)]) as f32);

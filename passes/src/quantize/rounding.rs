@@ -147,10 +147,12 @@ fn rounded(
     let real = FloatWeights::of(module, node, 1)?;
     let scale = grid.quant.scale_at(0);
     let biased = node.operands.get(2).is_some_and(|&b| module.const_of(b).is_some());
+    let bits = widths::of_weights(module, n, &options.weights);
     let found = gptq::round(&Problem {
         weights: &real.values,
         columns: real.shape.channels,
-        bits: widths::of_weights(module, n, &options.weights),
+        bits,
+        group: options.groups.rows(bits),
         floor: &real.floor(scale),
         gram,
         biased,

@@ -1,5 +1,11 @@
 //! Weights: `i8`, symmetric, one scale per output channel, chosen for the least squared error. Those of fewer bits are `i8` as
 //! well, of fewer levels; what packs them finds out by looking.
+//!
+//! A matrix of few bits can have steps of its own for each group of rows of a column ([`quantize_groups`]): its codes times a small whole
+//! number. So the weights are still `i8` on one scale for a column, which products and accumulators never learn about, and the
+//! numbers are all that is kept beside the codes ([`vitc_ir::layout::Layout::Groups`]).
+
+use vitc_ir::layout::LARGEST_FACTOR;
 
 use super::widths::Width;
 
@@ -72,6 +78,81 @@ fn improve(w: &[f32], shape: Channels, bits: Width, unit: &[f32], shares: &[f32]
     }
 }
 
+/// By how many scales a weight's step is greater than one, for each column of a group of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Factors {
+    /// Rows of a group.
+    pub(crate) rows: usize,
+    /// Group by group, a number for each column.
+    pub(crate) of: Vec<u8>,
+}
+
+/// The largest factor for codes of so many bits: the largest code times it is a byte, and so is its negation.
+fn largest_factor(bits: Width) -> u8 {
+    let (low, _) = bits.weight_levels();
+    (127 / low.unsigned_abs()).min(u32::from(LARGEST_FACTOR)) as u8
+}
+
+/// Shares of the range of a column that are tried with groups.
+const GROUPED_SHARES: [f32; 4] = [1.0, 0.9, 0.8, 0.7];
+
+/// Quantizes a matrix of so many columns with a step for each group of rows, of least squared error, as a whole number of scales.
+pub(crate) fn quantize_groups(
+    w: &[f32],
+    columns: usize,
+    (bits, rows): (Width, usize),
+    floor: &[f64],
+) -> (Weights, Factors) {
+    let shape = Channels { channels: columns, inner: 1 };
+    let largest = fold(w, shape, |acc: &mut f32, x, _| *acc = acc.max(x.abs()));
+    let most = f32::from(largest_factor(bits));
+    let (low, high) = levels(bits);
+    let groups = w.len().div_ceil((rows * columns).max(1));
+    let mut best = vec![(f32::INFINITY, 1f32); columns];
+    let mut factors = Factors { rows, of: vec![1; groups * columns] };
+    for share in GROUPED_SHARES {
+        let unit = |&m: &f32| if m > 0.0 { share * m } else { 1.0 };
+        let scales: Vec<f32> = largest.iter().map(|m| unit(m) / (high * most)).collect();
+        let tried: Vec<Vec<(f32, u8)>> =
+            w.chunks((rows * columns).max(1)).map(|group| steps(group, &scales, bits, (low, high))).collect();
+        for c in 0..columns {
+            let error = tried.iter().map(|group| group[c].0).sum::<f32>();
+            if error < best[c].0 {
+                best[c] = (error, scales[c]);
+                tried.iter().enumerate().for_each(|(g, group)| factors.of[g * columns + c] = group[c].1);
+            }
+        }
+    }
+    let scales: Vec<f64> = best.iter().zip(floor).map(|(b, &floor)| f64::from(b.1).max(floor)).collect();
+    let steps = |i: usize| factors.of[i / (rows * columns) * columns + i % columns];
+    let whole = |(i, &x): (usize, &f32)| {
+        let step = f64::from(steps(i)) * scales[i % columns];
+        (f64::from(x) / step).round_ties_even().clamp(low.into(), high.into()) * f64::from(steps(i))
+    };
+    let ints = w.iter().enumerate().map(|x| whole(x) as i8).collect();
+    (Weights { ints, scales }, factors)
+}
+
+/// The factor of least squared error for each column of a group, with that error.
+fn steps(group: &[f32], scales: &[f32], bits: Width, (low, high): (f32, f32)) -> Vec<(f32, u8)> {
+    let shape = Channels { channels: scales.len(), inner: 1 };
+    let mut best = vec![(f32::INFINITY, 1); scales.len()];
+    for factor in 1..=largest_factor(bits) {
+        let steps: Vec<f32> = scales.iter().map(|s| s * f32::from(factor)).collect();
+        let inverse: Vec<f32> = steps.iter().map(|s| 1.0 / s).collect();
+        let errors = fold(group, shape, |acc: &mut f32, x, c| {
+            let e = x - nearest((x * inverse[c]).clamp(low, high)) * steps[c];
+            *acc += e * e;
+        });
+        for (best, error) in best.iter_mut().zip(errors) {
+            if error < best.0 {
+                *best = (error, factor);
+            }
+        }
+    }
+    best
+}
+
 /// One accumulator for each channel.
 fn fold(w: &[f32], shape: Channels, f: impl Fn(&mut f32, f32, usize)) -> Vec<f32> {
     let mut acc = vec![0f32; shape.channels];
@@ -130,6 +211,28 @@ mod tests {
             let plain = Weights { ints: round(&w, shape, bits, &scales), scales };
             let share = squared_error(&w, &found, shape) / squared_error(&w, &plain, shape);
             assert!(share <= if bits.bits() <= 4 { 0.95 } else { 1.0001 }, "{bits:?}: {share}");
+        }
+    }
+
+    #[test]
+    fn steps_of_groups_make_less_error_and_leave_codes_of_their_bits() {
+        let (k, n) = (200, 5);
+        let mut normal = crate::integerize::sample::Normal::new(3);
+        let w: Vec<f32> = (0..k * n).map(|_| normal.next() as f32).collect();
+        for (bits, rows, share) in [(2, 16, 0.95), (3, 16, 0.85), (4, 16, 0.7), (4, 64, 0.9), (5, 16, 0.8)] {
+            let (width, shape) = (Width::of_weights(bits).unwrap(), Channels { channels: n, inner: 1 });
+            let (found, factors) = quantize_groups(&w, n, (width, rows), &vec![0.0; n]);
+            let one = quantize(&w, shape, width, &vec![0.0; n]);
+            let (less, more) = (squared_error(&w, &found, shape), squared_error(&w, &one, shape));
+            assert!(less < share * more, "{bits} bits, groups of {rows}: {less} of {more}");
+            let (low, high) = width.weight_levels();
+            for (i, &q) in found.ints.iter().enumerate() {
+                let factor = i32::from(factors.of[i / (rows * n) * n + i % n]);
+                assert!(i32::from(q) % factor == 0 && (low..=high).contains(&(i32::from(q) / factor)));
+            }
+            let bytes: Vec<u8> = found.ints.iter().map(|&q| q as u8).collect();
+            let layout = vitc_ir::layout::Layout::narrowest(8, (k, n), &bytes);
+            assert_eq!(layout.bits(), bits, "what packs them sees it");
         }
     }
 

@@ -49,6 +49,37 @@ impl Default for Width {
     }
 }
 
+/// Rows of a matrix of weights whose steps are one number of scales of their column.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Groups {
+    /// 16 rows up to 5 bits, where they make 3 decibels less noise for a quarter of a bit; no groups above.
+    #[default]
+    Auto,
+    /// One step for a whole column.
+    None,
+    /// So many, below 8 bits.
+    Rows(usize),
+}
+
+impl Groups {
+    /// Numbers of rows that can be asked for.
+    pub const ROWS: [usize; 4] = [8, 16, 32, 64];
+
+    /// The rows of a group of weights of that width.
+    pub fn rows(self, width: Width) -> Option<usize> {
+        match self {
+            Groups::Auto => (width.bits() <= 5).then_some(16),
+            Groups::None => None,
+            Groups::Rows(rows) => (width < Width::EIGHT).then_some(rows),
+        }
+    }
+
+    /// What a weight of that width takes, in bits.
+    pub fn bits(self, width: Width) -> f64 {
+        f64::from(width.bits()) + self.rows(width).map_or(0.0, |rows| 4.0 / rows as f64)
+    }
+}
+
 /// A choice by node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ByNode<T> {

@@ -208,6 +208,12 @@ fn rows_have_grids_of_their_own() {
     assert_eq!(codes(127, 128, 0), [128, 128, 128, 192, 1, 166, 1, 255, 128, 128, 255, 1]);
     assert_eq!(codes(255, 0, 0), [0, 0, 0, 128, 0, 77, 0, 255, 1, 0, 255, 0], "what is below zero saturates");
     assert_eq!(codes(127, 128, 5)[3..6], [148, 88, 140], "in steps of the peak as it was rounded");
+    let bytes = Tensor::ints(Elem::U8, &[4, 3], [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let table = [0, 5, -10, 3, -32768, 32767, 100, 1, 1000, -999].into_iter().chain(std::iter::repeat_n(77, 246));
+    let through = [bytes, Tensor::ints(Elem::I16, &[256], table)];
+    assert_eq!(ints(Op::IntRowPeak { shift: 5 }, &through), peak(5), "bytes that stand for entries of a table");
+    let op = Op::IntRowCodes { levels: 127, zero_point: 128, shift: 5 };
+    assert_eq!(ints(op, &through), codes(127, 128, 5));
 }
 
 /// An `int.exp` for inputs at this scale, with its table.
