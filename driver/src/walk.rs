@@ -167,6 +167,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
         codes: options.codes.clone(),
         rounding: options.rounding,
         without_rows: options.transforms.left_out(Transform::Rows).map(String::from).collect(),
+        without_bias: options.transforms.left_out(Transform::Bias).map(String::from).collect(),
         threads: options.threads,
     };
     let mut feed = Feed::of(&module, options)?;
@@ -189,7 +190,21 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
             quantize::observe_products(&module, &mut seen, inputs, &quant, done)
         })?;
     }
-    placed(module, &seen, &quant, journal)
+    let quantized = placed(module, &seen, &quant, journal)?;
+    corrected(quantized, &mut feed, &quant, journal)
+}
+
+/// Biases without the mean errors of the calibration inputs.
+fn corrected(quantized: Module, feed: &mut Feed, quant: &QuantOptions, journal: &mut Journal) -> Result<Module> {
+    let Some(float) = journal.float.as_ref().filter(|_| !quant.without_bias.iter().any(|p| p == "*")) else {
+        return Ok(quantized);
+    };
+    let correct =
+        |inputs: &mut Inputs<'_>, done: &mut dyn FnMut(usize)| quantize::correct(float, quantized, inputs, quant, done);
+    let (module, found) = feed.pass(float, "correcting biases", correct)?;
+    let note = |c: quantize::Corrected| Applied { transform: Transform::Bias, node: c.node, gain: c.gain };
+    journal.transformed.extend(found.into_iter().map(note));
+    Ok(module)
 }
 
 fn placed(module: Module, seen: &quantize::Calibration, quant: &QuantOptions, journal: &mut Journal) -> Result<Module> {

@@ -67,8 +67,8 @@ pub struct CompileFlags {
     pub rounding: RoundingFlag,
     /// Leave a transform out: `smooth` (channels of LayerNorm outputs), `values` (channels of the values of attention),
     /// `balance` (queries against keys), `migrate` and `shift` (factors and centres of channels between
-    /// convolutions), `rows` (scales of rows for what products read) or `all`; `NAME=PATTERN` leaves it out at these nodes only.
-    /// May be repeated.
+    /// convolutions), `rows` (scales of rows for what products read), `bias` (mean errors of products, taken off their
+    /// biases) or `all`; `NAME=PATTERN` leaves it out at these nodes only. May be repeated.
     #[arg(long, value_name = "NAME[=PATTERN]", value_parser = parse_without)]
     pub without: Vec<Without>,
     /// How LayerNorm outputs are smoothed: factor and centre of every channel (`sq-b`, MPTQ-ViT), factors only

@@ -84,21 +84,51 @@ pub fn trace(
     inputs: &[Tensor],
     observe: &mut dyn FnMut(ValueId, &Tensor),
 ) -> Result<Vec<Tensor>, Diagnostic> {
-    let mut run = Run { module, batch: batch(module, inputs)?, values: Vec::new(), uses: module.use_counts() };
-    run.values.resize_with(module.values.len(), || Held::Nothing);
-    for (input, tensor) in module.inputs.iter().zip(inputs) {
-        observe(input.value, tensor);
-        run.values[input.value.0 as usize] = Held::Input(tensor);
+    let mut steps = Steps::new(module, inputs)?;
+    module.inputs.iter().zip(inputs).for_each(|(input, tensor)| observe(input.value, tensor));
+    steps.through(module.nodes.len(), observe)?;
+    module.outputs.iter().map(|o| steps.run.output(o.value)).collect()
+}
+
+/// An evaluation that stops where somebody wants to look at a value, or to change it.
+pub struct Steps<'a> {
+    run: Run<'a>,
+    /// The node that comes next.
+    next: usize,
+}
+
+impl<'a> Steps<'a> {
+    /// Before the first node.
+    pub fn new(module: &'a Module, inputs: &'a [Tensor]) -> Result<Steps<'a>, Diagnostic> {
+        let mut run = Run { module, batch: batch(module, inputs)?, values: Vec::new(), uses: module.use_counts() };
+        run.values.resize_with(module.values.len(), || Held::Nothing);
+        for (input, tensor) in module.inputs.iter().zip(inputs) {
+            run.values[input.value.0 as usize] = Held::Input(tensor);
+        }
+        Ok(Steps { run, next: 0 })
     }
-    for (index, node) in module.nodes.iter().enumerate() {
-        let result = run.node(node).map_err(|fault| located(fault, node, index))?;
-        observe(node.result, &result);
-        run.release(node);
-        if run.uses[node.result.0 as usize] > 0 {
-            run.values[node.result.0 as usize] = Held::Result(result);
+
+    /// Evaluates the nodes before node `end` that are left, and shows every result.
+    pub fn through(&mut self, end: usize, observe: &mut dyn FnMut(ValueId, &Tensor)) -> Result<(), Diagnostic> {
+        for (index, node) in self.run.module.nodes.iter().enumerate().take(end).skip(self.next) {
+            let result = self.run.node(node).map_err(|fault| located(fault, node, index))?;
+            observe(node.result, &result);
+            self.run.release(node);
+            if self.run.uses[node.result.0 as usize] > 0 {
+                self.run.values[node.result.0 as usize] = Held::Result(result);
+            }
+        }
+        self.next = self.next.max(end);
+        Ok(())
+    }
+
+    /// The result of a node, while something is still to use it.
+    pub fn result_mut(&mut self, v: ValueId) -> Option<&mut Tensor> {
+        match self.run.values.get_mut(v.0 as usize) {
+            Some(Held::Result(tensor)) => Some(tensor),
+            _ => None,
         }
     }
-    module.outputs.iter().map(|o| run.output(o.value)).collect()
 }
 
 /// One op on its own, as constant folding wants it. The batch is deduced from the operands; a result that depends on the

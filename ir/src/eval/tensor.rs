@@ -218,6 +218,14 @@ impl Tensor {
         }
     }
 
+    /// The same, to be changed.
+    pub fn as_f32_mut(&mut self) -> Option<&mut [f32]> {
+        match &mut self.data {
+            Data::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
     /// The elements as `i64`; those of a float tensor are truncated.
     pub fn to_ints(&self) -> Vec<i64> {
         match &self.data {

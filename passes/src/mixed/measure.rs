@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vitc_ir::eval::{self, Tensor};
-use vitc_ir::{Diagnostic, Diagnostics, Elem, Module, Op, TensorType};
+use vitc_ir::{Diagnostic, Diagnostics, Module};
 
 use super::knobs::{Kind, Knob, Knobs};
 use super::replay::{Change, Changes, Replay};
@@ -73,22 +73,11 @@ pub fn logits(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Tensor>, Diagnostics> {
     let run = |i: usize, report: &dyn Fn()| {
-        let doors = module.inputs.iter().zip(&inputs[i]).map(|(input, x)| door(x, module.ty(input.value)));
-        let outputs = eval::run(module, &doors.collect::<Result<Vec<_>, _>>()?)?;
+        let outputs = eval::run(module, &quantize::doors(module, &inputs[i])?)?;
         report();
         outputs.into_iter().next().ok_or_else(|| Diagnostic::new("mixed", "the model has no output"))
     };
     Ok(parallel(inputs.len(), threads, run, progress).into_iter().collect::<Result<_, Diagnostic>>()?)
-}
-
-/// A float input as the quantized module wants it.
-fn door(x: &Tensor, ty: &TensorType) -> Result<Tensor, Diagnostic> {
-    if x.elem() == ty.elem || x.elem() != Elem::F32 {
-        return Ok(x.clone());
-    }
-    let float = TensorType::f32(ty.shape.clone());
-    let op = Op::Quantize { to: ty.elem };
-    eval::eval_op(&op, &[x], ty, &[&float], &BTreeMap::new()).map_err(|m| Diagnostic::new("internal", m))
 }
 
 /// Losses of a knob by its bits.

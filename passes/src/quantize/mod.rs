@@ -3,8 +3,12 @@
 //! [`observe`] runs calibration images through the float graph and keeps ranges; [`observe_products`] does so once more for
 //! the second moments of what products read, where weights are rounded by them; [`run`] decides a scale for every edge
 //! by its role (the table in ARCHITECTURE.md) and makes the integers explicit. The simulation that the resulting module
-//! evaluates to is what the integer graph will compute, up to the integer forms of the nonlinear ops.
+//! evaluates to is what the integer graph will compute, up to the integer forms of the nonlinear ops; [`correct`] compares it with
+//! the float graph and takes mean errors off biases.
 
+mod bias;
+#[cfg(test)]
+mod bias_tests;
 mod codes;
 mod float_weights;
 pub(crate) mod given;
@@ -30,13 +34,14 @@ use std::collections::BTreeSet;
 
 use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 
+pub use bias::{Corrected, correct};
 pub(crate) use codes::logarithmic;
 pub use codes::{Codes, CodesOf};
 pub use observe::{Calibration, observe};
 pub use placed::{Placed, RoundedRows};
 pub use rounding::{Rounding, observe_products, wants_products};
 pub(crate) use sites::is_fine_hardswish;
-pub(crate) use stream::stream;
+pub(crate) use stream::{doors, stream};
 pub(crate) use weights::nearest;
 pub use widths::{ByNode, Groups, Width, Widths};
 
@@ -75,6 +80,8 @@ pub struct QuantOptions {
     /// Products, by the name of the ONNX node, that read all rows on one scale (`*` stands for any characters). Others read each
     /// row on a scale of its own, where that makes much less noise.
     pub without_rows: Vec<String>,
+    /// Products, by the name of the ONNX node, whose bias [`correct`] leaves alone.
+    pub without_bias: Vec<String>,
     /// Threads that calibrate; the result does not depend on it.
     pub threads: usize,
 }
@@ -90,6 +97,7 @@ impl Default for QuantOptions {
             codes: CodesOf::default(),
             rounding: Rounding::default(),
             without_rows: Vec::new(),
+            without_bias: Vec::new(),
             threads: 1,
         }
     }

@@ -1,9 +1,10 @@
 //! Calibration inputs through a module, some at a time: each worker evaluates inputs and keeps what it saw.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc};
 
 use vitc_ir::eval::{self, Tensor};
-use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
+use vitc_ir::{Diagnostic, Diagnostics, Elem, Module, Op, TensorType, ValueId};
 
 /// What one worker made: its state, how many inputs it saw, and the first it could not evaluate.
 struct Share<S> {
@@ -98,4 +99,18 @@ fn work<S>(
         // The receiver of reports outlives the workers.
         report.send(()).ok();
     }
+}
+
+/// An input of the float graph as the quantized module wants it.
+pub(crate) fn doors(quantized: &Module, input: &[Tensor]) -> Result<Vec<Tensor>, Diagnostic> {
+    quantized.inputs.iter().zip(input).map(|(to, x)| door(x, quantized.ty(to.value))).collect()
+}
+
+fn door(x: &Tensor, ty: &TensorType) -> Result<Tensor, Diagnostic> {
+    if x.elem() == ty.elem || x.elem() != Elem::F32 {
+        return Ok(x.clone());
+    }
+    let float = TensorType::f32(ty.shape.clone());
+    let op = Op::Quantize { to: ty.elem };
+    eval::eval_op(&op, &[x], ty, &[&float], &BTreeMap::new()).map_err(|m| Diagnostic::new("internal", m))
 }

@@ -73,7 +73,7 @@ fn without_rows() -> QuantOptions {
     QuantOptions { without_rows: vec!["*".into()], ..QuantOptions::default() }
 }
 
-fn calibrate(m: &Module, options: &QuantOptions) -> Calibration {
+pub(crate) fn calibrate(m: &Module, options: &QuantOptions) -> Calibration {
     let images = (0..9).map(|seed| Ok(inputs(m, seed)));
     observe(m, images, options, &mut |_| {}).unwrap()
 }

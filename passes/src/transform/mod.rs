@@ -44,17 +44,20 @@ pub enum Transform {
     Shift,
     /// Scales of rows. No rewrite: ranges are chosen so ([`QuantOptions::without_rows`]).
     Rows,
+    /// Mean errors taken off biases. No rewrite either: it comes last ([`crate::quantize::correct`]).
+    Bias,
 }
 
 impl Transform {
     /// Every transform with its word.
-    pub const WORDS: [(Transform, &'static str); 6] = [
+    pub const WORDS: [(Transform, &'static str); 7] = [
         (Transform::Smooth, "smooth"),
         (Transform::Values, "values"),
         (Transform::Balance, "balance"),
         (Transform::Migrate, "migrate"),
         (Transform::Shift, "shift"),
         (Transform::Rows, "rows"),
+        (Transform::Bias, "bias"),
     ];
 
     /// The transform's word.
