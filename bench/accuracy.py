@@ -57,6 +57,11 @@ TABLES = {
     "DeiT-tiny, codes at 4 bits": [
         (c, DEIT, [*bits(4, 4), "--codes", c]) for c in ("auto", "uniform", "opt-m", "lloyd", "log2", "log-sqrt2")
     ],
+    "DeiT-tiny, ranges by the error of products": [
+        (f"W{b}A{b} {c} {o}", DEIT, [*bits(b, b), "--codes", c, "--observer", o])
+        for b, c in ((8, "auto"), (6, "uniform"), (4, "uniform"), (4, "opt-m"))
+        for o in ("auto", "output")
+    ],
     "DeiT-tiny, rounding of weights": [
         (f"W{w}A8 {r}", DEIT, [*bits(w), "--rounding", r]) for w in (8, 4) for r in ("nearest", "gptq")
     ],

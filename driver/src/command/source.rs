@@ -40,6 +40,7 @@ pub struct CompileFlags {
     pub calibrate_images: usize,
     /// How the range of an activation with evenly spaced levels is chosen: `min-max`, `mse`, `percentile:P` with P such as 99.99,
     /// or `auto`: min-max at 8 bits, percentile:99.999 at 6 and 7, mse below; and for what only a function such as GELU reads, the least error behind it.
+    /// `output` starts from `auto` and searches the range, or with `--codes opt-m` the regions, by the error of the products that read it.
     #[arg(long, value_name = "OBSERVER", default_value = "auto", value_parser = parse_observer)]
     pub observer: Observer,
     /// Bits of the weights of products and convolutions: 2 to 6 or 8 (default: 8). `PATTERN=BITS` is for the nodes of these
@@ -219,9 +220,10 @@ fn parse_observer(text: &str) -> Result<Observer, String> {
         "auto" => Ok(Observer::Auto),
         "min-max" => Ok(Observer::MinMax),
         "mse" => Ok(Observer::Mse),
+        "output" => Ok(Observer::Output),
         _ => match text.strip_prefix("percentile:").and_then(|p| p.parse::<f64>().ok()) {
             Some(p) if p > 50.0 && p <= 100.0 => Ok(Observer::Percentile(p)),
-            _ => Err("expected auto, min-max, mse or percentile:P with P above 50 and at most 100".into()),
+            _ => Err("expected auto, min-max, mse, output or percentile:P with P above 50 and at most 100".into()),
         },
     }
 }
@@ -238,6 +240,7 @@ fn observer_word(observer: Observer) -> String {
         Observer::Auto => "auto".into(),
         Observer::MinMax => "min-max".into(),
         Observer::Mse => "mse".into(),
+        Observer::Output => "output".into(),
         Observer::Percentile(p) => format!("percentile:{p}"),
     }
 }

@@ -15,6 +15,7 @@ use vitc_ir::{Elem, Quant};
 
 use super::given::Grid;
 use super::histogram::Histogram;
+use super::output::OutputError;
 use super::sites::Role;
 use super::widths::{ByNode, Width};
 
@@ -47,11 +48,17 @@ impl Codes {
         (Codes::LogSqrt2, "log-sqrt2"),
     ];
 
-    /// The grid of values of a role that were seen, or `None` where levels are evenly spaced.
-    pub(crate) fn of_values(self, seen: &Histogram, role: Role, width: Width) -> Option<Grid> {
+    /// The grid of values of a role that were seen, or `None` where levels are evenly spaced. Regions are chosen by the error of
+    /// products where that is to be had.
+    pub(crate) fn of_values(
+        self,
+        seen: &Histogram,
+        (role, width): (Role, Width),
+        output: Option<&OutputError>,
+    ) -> Option<Grid> {
         match self {
             Codes::Uniform => None,
-            Codes::OptM => two_regions(seen, role, width),
+            Codes::OptM => two_regions(seen, (role, width), output),
             Codes::Auto | Codes::Lloyd | Codes::Log2 | Codes::LogSqrt2 => lloyd(seen, role, width),
         }
     }
@@ -147,31 +154,44 @@ fn shares() -> impl Iterator<Item = f64> {
     (1..=40).map(|i| f64::from(i) / 40.0)
 }
 
-/// The two regions of least squared error.
-fn two_regions(seen: &Histogram, role: Role, width: Width) -> Option<Grid> {
+/// The two regions of least squared error, of the values or of the products that read them.
+fn two_regions(seen: &Histogram, (role, width): (Role, Width), output: Option<&OutputError>) -> Option<Grid> {
+    /// What is tried around the scale that suits the values.
+    const AROUND: [f64; 3] = [0.85, 1.0, 1.15];
+    let all = (0..8).flat_map(|m| regions(width, m)).filter_map(|levels| best_scale(seen, role, Levels::new(levels)));
+    let grid = |scale: f64, zero: i64, levels: &Levels| {
+        let quant = Quant::per_tensor(scale, zero as i32);
+        let levels = Levels(levels.0.iter().map(|q| q + zero).collect());
+        Grid { levels: Some(levels), ..Grid::narrow(role.elem(), quant, width) }
+    };
+    let scored: Vec<(f64, Grid)> = match output {
+        None => all.map(|(error, scale, zero, levels)| (error, grid(scale, zero, &levels))).collect(),
+        Some(output) => {
+            let around = |(_, scale, zero, levels): (f64, f64, i64, Levels)| {
+                AROUND.map(|share| grid(scale * share, zero, &levels)).map(|grid| (output.on(&grid), grid))
+            };
+            all.flat_map(around).collect()
+        }
+    };
+    scored.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, grid)| grid)
+}
+
+/// The scale and zero point at which levels have the least squared error, with that error.
+fn best_scale(seen: &Histogram, role: Role, levels: Levels) -> Option<(f64, f64, i64, Levels)> {
     let (least, most) = role.elem().range()?;
     let reach = seen.points().map(|(x, _)| x.abs()).fold(0.0, f64::max);
-    let mut best: Option<(f64, f64, i64, Levels)> = None;
-    for levels in (0..8).flat_map(|m| regions(width, m)) {
-        let levels = Levels::new(levels);
-        let (low, high) = levels.ends();
-        let zero = if role == Role::Unsigned { -low } else { 0 };
-        if low + zero < least || high + zero > most {
-            continue;
-        }
-        for share in shares() {
-            let scale = reach * share / high as f64;
-            let nearest = |x: f64| levels.nearest((x / scale).round_ties_even() as i64) as f64 * scale;
-            let error = seen.error(nearest);
-            if best.as_ref().is_none_or(|(e, ..)| error < *e) {
-                best = Some((error, scale, zero, levels.clone()));
-            }
-        }
+    let (low, high) = levels.ends();
+    let zero = if role == Role::Unsigned { -low } else { 0 };
+    if low + zero < least || high + zero > most {
+        return None;
     }
-    let (_, scale, zero, levels) = best.filter(|(_, scale, ..)| scale.is_normal())?;
-    let quant = Quant::per_tensor(scale, zero as i32);
-    let levels = Levels(levels.0.iter().map(|q| q + zero).collect());
-    Some(Grid { levels: Some(levels), ..Grid::narrow(role.elem(), quant, width) })
+    let error = |share: f64| {
+        let scale = reach * share / high as f64;
+        let nearest = |x: f64| levels.nearest((x / scale).round_ties_even() as i64) as f64 * scale;
+        (seen.error(nearest), scale)
+    };
+    let (error, scale) = shares().map(error).min_by(|a, b| a.0.total_cmp(&b.0)).filter(|(_, s)| s.is_normal())?;
+    Some((error, scale, zero, levels))
 }
 
 /// The two regions of a map: both start from zero, and the coarser one reaches the row's maximum. The finer one is rounded by
@@ -370,7 +390,7 @@ mod tests {
             for bits in [4, 5, 6] {
                 let width = Width::of_activations(bits).unwrap();
                 let seen = histogram(values);
-                let of = |codes: Codes| codes.of_values(&seen, role, width).unwrap();
+                let of = |codes: Codes| codes.of_values(&seen, (role, width), None).unwrap();
                 let (two, fitted) = (error_on(values, &of(Codes::OptM)), error_on(values, &of(Codes::Lloyd)));
                 let even = uniform_error(values, bits);
                 // of 5 bits and more, a byte has little room between two regions

@@ -18,6 +18,9 @@ mod histogram;
 mod insert;
 pub(crate) mod narrow;
 mod observe;
+mod output;
+#[cfg(test)]
+mod output_tests;
 mod placed;
 mod range;
 mod rounding;
@@ -58,6 +61,8 @@ pub enum Observer {
     Percentile(f64),
     /// The range with the least mean squared error.
     Mse,
+    /// As `Auto`, then refined by the error of what products make of it.
+    Output,
 }
 
 /// What the quantize room is told.
@@ -107,7 +112,9 @@ impl QuantOptions {
     /// Whether the range of a value alone does not tell its scale.
     fn wants_histogram(&self, module: &Module, v: ValueId) -> bool {
         match self.observer {
-            Observer::Auto => self.activations.any_narrow() || through::Through::of(module, v).is_some(),
+            Observer::Auto | Observer::Output => {
+                self.activations.any_narrow() || through::Through::of(module, v).is_some()
+            }
             Observer::MinMax => self.activations.any_narrow() && self.any_codes(|codes| codes != Codes::Uniform),
             Observer::Percentile(_) | Observer::Mse => true,
         }

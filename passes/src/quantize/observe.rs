@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
 
-use super::QuantOptions;
 use super::gram::Gram;
 use super::histogram::Histogram;
+use super::output::{self, Samples};
 use super::range;
 use super::rows::{self, Peaks};
 use super::sites::Sites;
 use super::stream::stream;
+use super::{Observer, QuantOptions};
 
 /// What was seen of one value.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,8 @@ pub struct Calibration {
     pub(crate) grams: BTreeMap<ValueId, Gram>,
     /// Peaks of the rows that products read.
     pub(crate) peaks: BTreeMap<ValueId, Peaks>,
+    /// Rows and columns of operands of products, where ranges are chosen by the error of products.
+    pub(crate) samples: Samples,
     /// Number of inputs seen.
     pub inputs: usize,
 }
@@ -106,6 +109,7 @@ impl Calibration {
     fn merge(&mut self, other: Calibration) {
         other.seen.into_iter().for_each(|(v, seen)| self.add(v, seen));
         other.peaks.into_iter().for_each(|(v, peaks)| self.add_peaks(v, peaks));
+        self.samples.merge(other.samples);
     }
 }
 
@@ -123,8 +127,12 @@ pub fn observe(
     let maps = if options.wants_maps() { range::maps(module, &Sites::of(module)) } else { BTreeSet::new() };
     let by_rows: BTreeSet<ValueId> =
         rows::candidates(module, &Sites::of(module), options).into_values().flat_map(|c| c.read).collect();
-    let see = |calibration: &mut Calibration, _: usize, v: ValueId, tensor: &Tensor| {
+    let by_output = if options.observer == Observer::Output { output::readers(module) } else { BTreeMap::new() };
+    let see = |calibration: &mut Calibration, input: usize, v: ValueId, tensor: &Tensor| {
         let Data::F32(values) = &tensor.data else { return };
+        if let Some(read) = by_output.get(&v) {
+            calibration.samples.add(module, read, input, tensor);
+        }
         if let (true, Some(peaks)) = (by_rows.contains(&v), Peaks::of(tensor)) {
             calibration.add_peaks(v, peaks);
         }

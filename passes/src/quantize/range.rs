@@ -8,6 +8,7 @@ use super::codes::Codes;
 use super::given::{self, Grid, Ranges};
 use super::histogram::Histogram;
 use super::observe::{Calibration, Seen};
+use super::output::OutputError;
 use super::rows::{self, Peaks};
 use super::sites::{self, Role, Site, Sites};
 use super::through::Through;
@@ -104,15 +105,22 @@ fn group_grid(
     let joint = joint.ok_or_else(|| Diagnostic::new("calibration", "a group of values is empty"))?;
     let coded = few.zip(joint.histogram.as_ref());
     let by_rows = |plain: Grid| peaks.and_then(|peaks| rows::better(&plain, &joint, &peaks)).unwrap_or(plain);
-    if let Some(grid) = coded.and_then(|((width, codes), seen)| codes.of_values(seen, role, width)) {
+    let output = match options.observer {
+        Observer::Output if role != Role::Wide => OutputError::of(module, members, &known.0.samples),
+        _ => None,
+    };
+    let of_values = |codes: Codes, seen, width| codes.of_values(seen, (role, width), output.as_ref());
+    if let Some(grid) = coded.and_then(|((width, codes), seen)| of_values(codes, seen, width)) {
         return Ok(by_rows(grid));
     }
     let observer = match (options.observer, width) {
-        (Observer::Auto, width) => automatic(width.unwrap_or(Width::EIGHT)),
+        (Observer::Auto | Observer::Output, width) => automatic(width.unwrap_or(Width::EIGHT)),
         (chosen, _) => chosen,
     };
     let through = match members {
-        [(v, Role::Unsigned)] if options.observer == Observer::Auto => Through::of(module, *v),
+        [(v, Role::Unsigned)] if matches!(options.observer, Observer::Auto | Observer::Output) => {
+            Through::of(module, *v)
+        }
         _ => None,
     };
     if let (Some(through), Some(h)) = (through, &joint.histogram) {
@@ -125,7 +133,9 @@ fn group_grid(
     }
     let quant = quant(role, &joint, observer, width.unwrap_or(Width::EIGHT));
     let quant = if is_gated(module, members) { gate_steps(&quant) } else { quant };
-    Ok(by_rows(Grid { width, ..Grid::whole(role.elem(), quant) }))
+    let grid = |quant: Quant| Grid { width, ..Grid::whole(role.elem(), quant) };
+    let refined = output.map(|output| output.refine(grid(quant.clone()), |range| grid(of_range(role, range, width))));
+    Ok(by_rows(refined.unwrap_or_else(|| grid(quant))))
 }
 
 /// Whether a HardSwish in 16 bits reads one of these sites.
@@ -214,6 +224,15 @@ fn quant(role: Role, seen: &Seen, observer: Observer, width: Width) -> Quant {
             least(seen, observer, whole, make, (if half == 127 { -128 } else { -half }, half))
         }
         Role::Unsigned => least(seen, observer, whole, |range| asymmetric(range, levels.into()), (0, levels)),
+    }
+}
+
+/// The levels of bytes of a role over a range.
+fn of_range(role: Role, (low, high): (f64, f64), width: Option<Width>) -> Quant {
+    let bits = width.unwrap_or(Width::EIGHT).bits();
+    match role {
+        Role::Unsigned => asymmetric((low, high), f64::from((1 << bits) - 1)),
+        _ => symmetric(low.abs().max(high.abs()), f64::from((1 << (bits - 1)) - 1)),
     }
 }
 
