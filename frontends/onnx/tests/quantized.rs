@@ -196,6 +196,35 @@ fn constants_keep_their_integers() {
 }
 
 #[test]
+fn blocks_have_scales_of_their_own() {
+    // along rows three elements make two blocks of two, the last one short; along columns two make one
+    for (data_type, axis, scales, zeros) in [
+        (I4, 0, vec![0.1f32, 0.2, 0.3, 0.4], vec![0, 1, -1, 2]),
+        (U8, 0, vec![0.1, 0.2, 0.3, 0.4], vec![1, 2, 3, 4]),
+        (I8, 1, vec![0.5, 0.25, 0.125], vec![0, 1, 2]),
+    ] {
+        let values = [1, 2, 3, 4, 5, 6];
+        let dims: &[i64] = if axis == 0 { &[2, 2] } else { &[3, 1] };
+        let build = Build::new(21)
+            .input("x", &[D::Is(2), D::Is(3)])
+            .tensor(integers("w", data_type, &[3, 2], &values))
+            .floats("s", dims, &scales)
+            .tensor(integers("z", data_type, dims, &zeros))
+            .node("DequantizeLinear", &["w", "s", "z"], &["r"], vec![int("axis", axis), int("block_size", 2)])
+            .node("MatMul", &["x", "r"], &["y"], vec![])
+            .output("y");
+        let block = |row: usize, column: usize| if axis == 0 { row / 2 * 2 + column } else { row };
+        let real = |row: usize, column: usize| {
+            let b = block(row, column);
+            f64::from(values[2 * row + column] - zeros[b]) * f64::from(scales[b])
+        };
+        let w: [[f64; 2]; 3] = std::array::from_fn(|row| std::array::from_fn(|column| real(row, column)));
+        check(build.clone(), &product(&X.map(f64::from), &w));
+        assert_eq!(import(&build).meta.get("onnx.blocks_quantized_anew").map(String::as_str), Some("1"));
+    }
+}
+
+#[test]
 fn integers_read_on_another_grid() {
     let build = start(&[1, 6])
         .floats("s", &[], &[0.04])
@@ -362,6 +391,13 @@ fn float_ops_of_the_optimizer() {
     };
     let rows: Vec<f64> = plain.chunks(3).flat_map(norm).collect();
     check_contrib("SkipLayerNormalization", &["x", "x", "g", "b", "b"], vec![float("epsilon", 1e-5)], &rows);
+    let by_size = |row: &[f64]| {
+        let size = (row.iter().map(|v| v * v).sum::<f64>() / 3.0 + 1e-5).sqrt();
+        (0..3).map(|c| row[c] / size * [1.0, 2.0, 0.5][c]).collect::<Vec<_>>()
+    };
+    let doubled: Vec<f64> = biased.iter().zip(&plain).map(|(a, b)| a + b).collect();
+    let rows: Vec<f64> = doubled.chunks(3).flat_map(by_size).collect();
+    check_contrib("SkipSimplifiedLayerNormalization", &["x", "x", "g", "b"], vec![float("epsilon", 1e-5)], &rows);
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub(super) const OPS: Table = &[
     ("QAttention", quantized_attention),
     ("QuickGelu", quick_gelu),
     ("SkipLayerNormalization", skip_layer_norm),
+    ("SkipSimplifiedLayerNormalization", skip_rms_norm),
 ];
 
 /// GELU of the operand, with the bias that the second one may be.
@@ -42,17 +43,34 @@ fn quick_gelu(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-/// `layernorm(x + skip + bias)`; the sum is the fourth output.
+/// Operands: x, skip, gamma, beta, bias.
 fn skip_layer_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let beta = call.optional(3)?;
+    let bias = call.optional(4)?;
+    skip_norm(call, Norm::layer, beta, bias)
+}
+
+/// Operands: x, skip, gamma, bias.
+fn skip_rms_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let bias = call.optional(3)?;
+    skip_norm(call, Norm::rms, None, bias)
+}
+
+/// The norm of `x + skip + bias`; the sum is the fourth output.
+fn skip_norm(
+    call: &mut Call<'_, '_>,
+    norm: impl Fn(f32) -> Norm,
+    beta: Option<ValueId>,
+    bias: Option<ValueId>,
+) -> Fallible<()> {
     let (x, skip, gamma) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
-    let (beta, bias) = (call.optional(3)?, call.optional(4)?);
     let mut sum = call.push(Op::Add {}, &[x, skip])?;
     if let Some(bias) = bias {
         sum = call.push(Op::Add {}, &[sum, bias])?;
     }
     let axis = call.shape_of(sum).rank().checked_sub(1).ok_or_else(|| invalid("there is no dimension"))?;
     let epsilon = call.float_or("epsilon", 1e-12)?;
-    let value = normalise(call, sum, axis, Some(gamma), beta, Norm::layer(epsilon))?;
+    let value = normalise(call, sum, axis, Some(gamma), beta, norm(epsilon))?;
     call.give_value(value);
     call.outputs.extend([None, None]); // mean and deviation, for training
     call.give_value(sum);

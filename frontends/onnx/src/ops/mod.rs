@@ -86,7 +86,12 @@ pub(crate) fn handler(domain: &str, op: &str) -> Fallible<Handler> {
     if !is_default_domain(domain) {
         let name = format!("{}.{}", shorten(domain), shorten(op));
         let problem = unsupported(format!("the op `{name}` is not supported"));
-        return Err(problem.code("unsupported-op").help("export without contrib or custom ops (no graph optimizer)"));
+        // the layout of one processor's vectors, which onnxruntime writes at its level `all`
+        let help = match domain {
+            "com.microsoft.nchwc" => "let onnxruntime optimize at level `extended` or below, or not at all",
+            _ => "export without contrib or custom ops (no graph optimizer)",
+        };
+        return Err(problem.code("unsupported-op").help(help));
     }
     find(&TABLES).ok_or_else(|| {
         let problem = unsupported(format!("the op `{}` is not supported", shorten(op))).code("unsupported-op");

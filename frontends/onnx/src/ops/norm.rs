@@ -14,6 +14,8 @@ pub(super) const OPS: Table = &[
     ("LpNormalization", lp_norm),
     ("LogSoftmax", |c| softmax(c, true)),
     ("RMSNormalization", rms_norm),
+    // what onnxruntime calls it, in the domain of ONNX
+    ("SimplifiedLayerNormalization", rms_norm),
     ("Softmax", |c| softmax(c, false)),
 ];
 

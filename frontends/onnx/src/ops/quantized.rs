@@ -63,6 +63,11 @@ impl Grid {
 
 fn dequantize_linear(call: &mut Call<'_, '_>) -> Fallible<()> {
     let at = At::row(0).along(call.int_or("axis", 1)?);
+    if let Some(size) = block_size(call)? {
+        let value = read_blocks(call, at, size)?;
+        call.give_value(value);
+        return Ok(());
+    }
     if let Some(single) = single_constant(call, at)? {
         call.give_known(single);
         return Ok(());
@@ -70,6 +75,88 @@ fn dequantize_linear(call: &mut Call<'_, '_>) -> Fallible<()> {
     let value = read(call, at)?;
     call.give_value(value);
     Ok(())
+}
+
+fn block_size(call: &Call<'_, '_>) -> Fallible<Option<usize>> {
+    match usize::try_from(call.int_or("block_size", 0)?) {
+        Ok(0) => Ok(None),
+        Ok(size) => Ok(Some(size)),
+        Err(_) => Err(invalid("`block_size` is negative")),
+    }
+}
+
+/// Constants of which every `size` elements along the axis have a scale of their own, as floats: no integer product takes them
+/// as they are, so the passes quantize them anew, with a scale a channel. The module's notes count them.
+fn read_blocks(call: &mut Call<'_, '_>, at: At, size: usize) -> Fallible<ValueId> {
+    let slot = call.slot(at.x)?;
+    if slot.value.is_some() {
+        return Err(unsupported("blocks of activations that have a scale each are not supported")
+            .help("quantize activations with one scale for all"));
+    }
+    let data_type = type_of(call, &slot).or(zero_type(call, at)?).unwrap_or(dtype::INT32);
+    let integers = integers_of(call, at.x, &slot, data_type)?;
+    let axis = call.axis(at.axis, integers.dims.len())?;
+    let blocks = Blocks::of(&integers.dims, axis, size).ok_or_else(|| invalid("the axis of blocks"))?;
+    let mut wrong = Vec::new();
+    let scales = scales(call, at, &mut wrong)?;
+    let zeros = match call.name(at.zero) {
+        Some(_) => call.content(at.zero, "the zero point")?.integers()?,
+        None => vec![0; blocks.count],
+    };
+    for (what, given) in [("scales", scales.len()), ("zero points", zeros.len())] {
+        if given != blocks.count {
+            wrong.push(format!("{given} {what} for {} blocks of {size}", blocks.count));
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(invalid(wrong.join("; ")));
+    }
+    let shift = tensor::held_as(data_type).map_or(0, |(_, shift)| shift);
+    let values = numbers(&integers);
+    call.importer.spend(values.len())?;
+    let grids: Vec<(f64, i64)> = scales.into_iter().zip(zeros).collect();
+    let real = |(i, q): (usize, &i64)| {
+        let (scale, zero) = grids.get(blocks.at(i)).copied().unwrap_or((1.0, 0));
+        ((q - zero - shift) as f64 * scale) as f32
+    };
+    let data: Vec<u8> = values.iter().enumerate().flat_map(|i| real(i).to_le_bytes()).collect();
+    let notes = &mut call.importer.module.meta;
+    let before = notes.get(BLOCKS_KEY).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+    notes.insert(BLOCKS_KEY.into(), (before + 1).to_string());
+    let name = shortened(call, at.x);
+    Ok(call.importer.constant(&name, Shape::fixed(&integers.dims), data.into()))
+}
+
+/// Key of the note of how many constants had a scale for each block, and are quantized anew.
+const BLOCKS_KEY: &str = "onnx.blocks_quantized_anew";
+
+/// Where the scales of blocks along an axis are: the shape of the scales is that of the integers but for the axis.
+struct Blocks {
+    size: usize,
+    /// Elements along the axis, and behind each of them.
+    along: usize,
+    inner: usize,
+    /// Blocks along the axis.
+    per_row: usize,
+    count: usize,
+}
+
+impl Blocks {
+    /// `None` where there is no such axis.
+    fn of(dims: &[usize], axis: usize, size: usize) -> Option<Blocks> {
+        let (outer, rest) = dims.split_at_checked(axis)?;
+        let (&along, inner) = rest.split_first()?;
+        let (outer, inner): (usize, usize) = (outer.iter().product(), inner.iter().product());
+        let per_row = along.div_ceil(size);
+        Some(Blocks { size, along, inner, per_row, count: outer * per_row * inner })
+    }
+
+    /// The block of an element.
+    fn at(&self, i: usize) -> usize {
+        let (row, j) = (i / self.inner, i % self.inner);
+        let (outer, a) = (row / self.along, row % self.along);
+        (outer * self.per_row + a / self.size) * self.inner + j
+    }
 }
 
 /// The content of a constant of one element: a value to pad with, a bound, a factor that some op has to know.
@@ -138,9 +225,9 @@ fn limits(data_type: i32) -> (i64, i64) {
 /// Scales and zero points of integers of that ONNX type and shape; everything wrong with them is said at once.
 fn grid(call: &mut Call<'_, '_>, at: At, data_type: i32, shape: &Shape) -> Fallible<Grid> {
     let mut wrong = Vec::new();
-    if call.int_or("block_size", 0)? != 0 {
-        return Err(unsupported("blocks that have a scale each are not supported")
-            .help("quantize the weights with one scale a channel"));
+    if block_size(call)?.is_some() {
+        return Err(unsupported("blocks of activations that have a scale each are not supported")
+            .help("quantize activations with one scale for all"));
     }
     let scale = scales(call, at, &mut wrong)?;
     let mut zero = match call.name(at.zero) {

@@ -219,6 +219,9 @@ pub fn norms() -> Vec<Case> {
             .opset(23)
             .floats("g", &[2], &[1.0, 2.0])
             .attr(float("epsilon", 0.0)),
+        case("SimplifiedLayerNormalization", "x g", (&[1, 2], vec![1., 7.]), (&[1, 2], vec![0.2, 2.8]))
+            .floats("g", &[2], &[1.0, 2.0])
+            .attr(float("epsilon", 0.0)),
         case("LpNormalization", "x", (&[1, 2], vec![3.0, 4.0]), (&[1, 2], vec![0.6, 0.8])),
         case("LpNormalization", "x", (&[2, 1], vec![-3.0, 1.0]), (&[2, 1], vec![-0.75, 0.25]))
             .attr(int("p", 1))
