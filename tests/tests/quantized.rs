@@ -189,6 +189,17 @@ fn what_has_no_range_is_named() {
     equals_the_evaluator(&sample, &compiled.module);
 }
 
+/// A GELU between pairs around the products beside it is computed in 16 bits, on every tier alike.
+#[test]
+fn a_gate_of_16_bits_equals_the_evaluator() {
+    let (sample, folder) = (bundled(), tempfile::tempdir().unwrap());
+    let path = quantized(&sample, folder.path(), |name| !name.contains("fc1"));
+    let compiled = sample.compiler(8).compile_file(&path).unwrap();
+    let sites = compiled.journal.integerized.as_ref().unwrap().sites.iter();
+    assert!(sites.filter(|s| (s.op, s.form, s.chosen) == ("wide gelu", "gated", true)).count() > 0);
+    equals_the_evaluator(&sample, &compiled.module);
+}
+
 #[test]
 fn pairs_survive_the_text_of_every_stage() {
     let (sample, folder) = (bundled(), tempfile::tempdir().unwrap());

@@ -239,16 +239,22 @@ fn tables_of_halves() {
             Inst::Table { input: 2, index: 5, bias: 0 },
         ];
         let stored = lane(&mut m, &inputs, insts.clone(), Elem::I16);
-        let product = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: stored, to: Elem::I16 };
-        let y = node(&mut m, product, &[x, w, scale, table]);
+        let store = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: stored, to: Elem::I16 };
+        let y = node(&mut m, store, &[x, w, scale, table]);
         m.output("stored", y);
-        let mut further = insts;
-        further.extend([Inst::Load(3), Inst::Add(6, 7)]);
+        let further = |other: &[Inst]| [&insts[..], &[Inst::Load(3)], other].concat();
+        let product = further(&[Inst::Mul(6, 7), Inst::RoundShr(8, 15), Inst::Clamp(9, -0x8000, 0x7fff)]);
+        let further = further(&[Inst::Add(6, 7)]);
         let inputs = [&inputs[..], &[(Elem::I16, Access::Element)]].concat();
         let added = lane(&mut m, &inputs, further, Elem::I16);
-        let product = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: added, to: Elem::I16 };
-        let z = node(&mut m, product, &[x, w, scale, table, y]);
+        let added_to = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: added, to: Elem::I16 };
+        let z = node(&mut m, added_to, &[x, w, scale, table, y]);
         m.output("added", z);
+        // the gate of a function in 16 bits: what is looked up times what it was looked up for
+        let multiplied = lane(&mut m, &inputs, product, Elem::I16);
+        let gated = Op::FusedMatMul { a_zero: 128, b_zero: 0, lane: multiplied, to: Elem::I16 };
+        let z = node(&mut m, gated, &[x, w, scale, table, y]);
+        m.output("gated", z);
         let inputs = [(Elem::U8, Access::Element), (Elem::I16, Access::Table)];
         let map = lane(&mut m, &inputs, vec![Inst::Load(0), Inst::Table { input: 1, index: 0, bias: 0 }], Elem::I16);
         let shape = batched(&[5, n]);

@@ -6,7 +6,7 @@
 //! map      a = k^T q;                v (a / (sum of a's columns + epsilon))      few tokens, tokens are columns
 //! ```
 //!
-//! The column or row of ones is a `pad` by one element of value 1.
+//! The column or row of ones is a `pad` by one element of value 1. The transpose of the keys may have gone up into what made them.
 
 use vitc_ir::{Op, Real, ValueId};
 
@@ -19,10 +19,10 @@ enum Tokens {
     Columns,
 }
 
-/// q, k and v as they were found.
+/// q, k and v as they were found, the keys with their last two dimensions exchanged.
 struct Found {
     q: ValueId,
-    k: ValueId,
+    keys: ValueId,
     v: ValueId,
     epsilon: f64,
     tokens: Tokens,
@@ -37,12 +37,16 @@ pub(crate) fn recover_linear_attention(d: &mut Draft, n: usize) -> Option<ValueI
         Op::MatMul {} if operands.len() == 2 => by_map(d, operands[0], operands[1])?,
         _ => return None,
     };
-    if !is_never_negative(d, found.q) || !is_never_negative(d, found.k) {
+    if !is_never_negative(d, found.q) || !is_never_negative(d, found.keys) {
         return None;
     }
     let loc = d.loc(n);
     let columns = found.tokens == Tokens::Columns;
-    let mut rows = [found.q, found.k, found.v];
+    let k = match unswapped(d, found.keys) {
+        Some(k) => k,
+        None => swapped(d, found.keys, loc.clone())?,
+    };
+    let mut rows = [found.q, k, found.v];
     if columns {
         for v in &mut rows {
             *v = swapped(d, *v, loc.clone())?;
@@ -106,12 +110,12 @@ fn with_ones(d: &Draft, top: ValueId, bottom: ValueId) -> Option<Found> {
     };
     if let Some(o) = split(last) {
         let (q, sums) = product(o)?;
-        let (k, v) = product(sums)?;
-        return Some(Found { q, k: unswapped(d, k)?, v: without_ones(d, v, last)?, epsilon, tokens: Tokens::Rows });
+        let (keys, v) = product(sums)?;
+        return Some(Found { q, keys, v: without_ones(d, v, last)?, epsilon, tokens: Tokens::Rows });
     }
     let (sums, q) = product(split(above)?)?;
-    let (v, k) = product(sums)?;
-    Some(Found { q, k: unswapped(d, k)?, v: without_ones(d, v, above)?, epsilon, tokens: Tokens::Columns })
+    let (v, keys) = product(sums)?;
+    Some(Found { q, keys, v: without_ones(d, v, above)?, epsilon, tokens: Tokens::Columns })
 }
 
 /// `v (a / (sum of a's columns + epsilon))` with `a = k^T q`.
@@ -119,11 +123,11 @@ fn by_map(d: &Draft, v: ValueId, map: ValueId) -> Option<Found> {
     let (Op::Div {}, &[a, bottom]) = d.op_of(map)? else { return None };
     let (divisor, epsilon) = and_epsilon(d, bottom)?;
     let (Op::ReduceSum { axes, keep: true }, &[summed]) = d.op_of(divisor)? else { return None };
-    let (Op::MatMul {}, &[k, q]) = d.op_of(a)? else { return None };
+    let (Op::MatMul {}, &[keys, q]) = d.op_of(a)? else { return None };
     if summed != a || axes[..] != [d.shape(a).rank() - 2] {
         return None;
     }
-    Some(Found { q, k: unswapped(d, k)?, v, epsilon, tokens: Tokens::Columns })
+    Some(Found { q, keys, v, epsilon, tokens: Tokens::Columns })
 }
 
 /// Whether a value is a ReLU, or some of one.

@@ -429,6 +429,10 @@ fn constants_fold_and_debris_goes() {
 
 fn patches(b: &mut Build, pads: [usize; 4]) -> ValueId {
     let x = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, 8, 8])));
+    patches_of(b, x, pads)
+}
+
+fn patches_of(b: &mut Build, x: ValueId, pads: [usize; 4]) -> ValueId {
     let (w, bias) = (b.weights(&[6, 3, 4, 4], 0.2), b.weights(&[6], 0.3));
     let conv = Op::Conv2d { strides: [4, 4], pads, dilations: [1, 1], groups: 1, layout: ImageLayout::ChannelsFirst };
     b.op(conv, &[x, w, bias])
@@ -451,6 +455,24 @@ fn pixels_enter_where_normalisation_folds() {
     let y = patches(&mut b, [1; 4]);
     let m = run(&b.done(y), &options).unwrap().module;
     assert_eq!((m.ty(m.inputs[0].value).elem, m.meta["input.kind"].as_str()), (Elem::F32, "quantized"));
+}
+
+/// A pair of 16 bits at the door goes where it changes no pixel: where its steps are fine and its range holds all of them.
+#[test]
+fn pixels_enter_through_fine_pairs() {
+    let pixels = Pixels { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] };
+    let options = CleanOptions { pixels: Some(pixels) };
+    for (elem, scale, goes) in [(Elem::I16, 1e-4, true), (Elem::I16, 6e-5, false), (Elem::U8, 0.02, false)] {
+        let mut b = Build::new(20);
+        let x = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, 8, 8])));
+        let quant = vitc_ir::Quant::per_tensor(scale, 0);
+        let q = b.m.push_quant(Op::Quantize { to: elem }, &[x], quant, Some("q".into())).unwrap();
+        let x = b.op(Op::Dequantize {}, &[q]);
+        let y = patches_of(&mut b, x, [0; 4]);
+        let m = run(&b.done(y), &options).unwrap().module;
+        vitc_ir::verify::verify(&m).unwrap();
+        assert_eq!((count(&m, "normalize"), count(&m, "quantize")), (usize::from(goes), usize::from(!goes)), "{scale}");
+    }
 }
 
 #[test]
@@ -653,6 +675,37 @@ fn branches_in_parallel() {
     assert_eq!((found, cleaned.nodes.len()), ((3, 2, 3), 8), "{}", vitc_ir::text::print(&cleaned).text);
 }
 
+/// Between 16 bits a function is seen whole; bytes inside it are roundings that the model has.
+#[test]
+fn functions_are_seen_through_pairs_of_16_bits() {
+    for (elem, scale, found) in [(Elem::I16, 2f64.powi(-12), 1), (Elem::U8, 2f64.powi(-5), 0)] {
+        let mut b = Build::new(24);
+        let pair = |b: &mut Build, x: ValueId| {
+            let quant = vitc_ir::Quant::per_tensor(scale, 0);
+            let q = b.m.push_quant(Op::Quantize { to: elem }, &[x], quant, None).unwrap();
+            b.op(Op::Dequantize {}, &[q])
+        };
+        let x = b.input(&[4, 8]);
+        let x = pair(&mut b, x);
+        let e = b.scale(x, std::f32::consts::FRAC_1_SQRT_2);
+        let e = pair(&mut b, e);
+        let e = b.op(Op::Erf {}, &[e]);
+        let e = pair(&mut b, e);
+        let e = b.shift(e, 1.0);
+        let e = pair(&mut b, e);
+        let y = b.mul(x, e);
+        let y = pair(&mut b, y);
+        let y = b.scale(y, 0.5);
+        let y = pair(&mut b, y);
+        let m = b.done(y);
+        let cleaned = run(&m, &CleanOptions::default()).unwrap().module;
+        assert_eq!(count(&cleaned, "gelu"), found, "{elem}");
+        let input = inputs(&m, 3);
+        let difference = difference(&outputs(&m, &input), &outputs(&cleaned, &input));
+        assert!(difference < 1e-3, "{difference}");
+    }
+}
+
 /// Attention without softmax as timm (tokens are rows) and MIT (tokens are columns) write it, and the form for few tokens.
 #[test]
 fn linear_attention_in_three_spellings() {
@@ -660,14 +713,23 @@ fn linear_attention_in_three_spellings() {
         let (before, after) = (vec![0; after.len()], after.to_vec());
         b.op(Op::Pad { before, after, value: Real(1.0) }, &[v])
     };
-    for spelling in 0..3 {
+    for (spelling, gone_up) in [(0, false), (1, false), (2, false), (0, true), (1, true), (2, true)] {
         let mut b = Build::new(spelling);
-        let x = b.input(&[2, 12, 9]); // heads, q k v of 4, tokens
+        let columns = b.input(&[2, 12, 9]); // heads, q k v of 4, tokens
+        let x = columns;
         let x = if spelling == 0 { b.transpose(x, &[0, 1, 3, 2]) } else { x };
         let axis = if spelling == 0 { 3 } else { 2 };
         let [q, k, v] = [0, 4, 8].map(|start| b.slice(x, axis, start, 4));
         let [q, k] = [q, k].map(|v| b.op(Op::Relu {}, &[v]));
-        let k = b.transpose(k, &[0, 1, 3, 2]);
+        // the transpose of the keys where they are written, or far up
+        let turned = if spelling == 0 { columns } else { b.transpose(columns, &[0, 1, 3, 2]) };
+        let k = match gone_up {
+            true => {
+                let k = b.slice(turned, 5 - axis, 4, 4);
+                b.op(Op::Relu {}, &[k])
+            }
+            false => b.transpose(k, &[0, 1, 3, 2]),
+        };
         let y = if spelling == 2 {
             let map = b.op(Op::MatMul {}, &[k, q]);
             let sum = b.op(Op::ReduceSum { axes: vec![2], keep: true }, &[map]);

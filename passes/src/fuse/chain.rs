@@ -87,13 +87,20 @@ fn elementwise(module: &Module, node: &Node, value: ValueId, convolution: Option
         Op::IntRequantRows { .. } => convolution.is_none() && node.operands[0] == value,
         Op::IntMul { a_zero: 0, b_zero: 0 } => {
             let by_row = || row_access(&module.ty(node.operands[1]).shape, shape) == Access::Row;
-            convolution.is_none() && node.operands[0] == value && module.ty(value).elem == Elem::I32 && by_row()
+            let by_row = convolution.is_none() && module.ty(value).elem == Elem::I32 && by_row();
+            (by_row && node.operands[0] == value) || by_element(module, node, value)
         }
         Op::IntTable {} => node.operands[0] == value && constant(1).is_some(),
         Op::IntClamp { .. } | Op::IntHardSwish { .. } | Op::IntRoundShift { .. } => true,
         Op::IntAdd { .. } | Op::IntMin {} | Op::IntMax {} => node.operands.contains(&value),
         _ => false,
     }
+}
+
+/// Whether a node multiplies a value with another of its shape, none of which has more than 16 bits.
+fn by_element(module: &Module, node: &Node, value: ValueId) -> bool {
+    let is_half = |v: &ValueId| module.ty(*v).shape == module.ty(value).shape && module.ty(*v).elem.bytes() <= 2;
+    node.operands.contains(&value) && node.operands.iter().all(is_half)
 }
 
 /// A lane program being built from a chain.
@@ -198,6 +205,11 @@ impl Epilogue {
                 let access = row_access(&module.ty(node.operands[1]).shape, &module.ty(value).shape);
                 let m = self.load(node.operands[1], Elem::I32, access);
                 self.dyadic(m, *shift, *zero_point, *to);
+            }
+            Op::IntMul { .. } if by_element(module, node, value) => {
+                let b = self.other(module, node, value);
+                self.step(Inst::Mul(self.current, b));
+                self.elem = Elem::I32;
             }
             Op::IntMul { .. } => {
                 let m = self.load(node.operands[1], Elem::I32, Access::Row);

@@ -181,6 +181,7 @@ impl Lowering<'_> {
                 ("gelu", "shift") => matches!(op, Op::IntShiftGelu { .. }),
                 ("hardswish", "gate") => matches!(op, Op::IntHardSwish { .. }),
                 ("gelu", "ibert") => matches!(op, Op::IntMul { .. }),
+                (_, "gated") => matches!(op, Op::IntMul { .. }),
                 (_, "table") => matches!(op, Op::IntTable { .. }),
                 _ => false,
             };

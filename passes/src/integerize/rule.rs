@@ -87,6 +87,9 @@ pub trait Ops {
 
     /// Adds a constant of rank 1.
     fn vector(&mut self, what: &str, values: &[i32]) -> Self::Value;
+
+    /// The same of 16 bits.
+    fn halves(&mut self, what: &str, values: &[i16]) -> Self::Value;
 }
 
 impl Ops for Match<'_> {
@@ -98,6 +101,10 @@ impl Ops for Match<'_> {
 
     fn vector(&mut self, what: &str, values: &[i32]) -> Id {
         self.i32_vector(what, values)
+    }
+
+    fn halves(&mut self, what: &str, values: &[i16]) -> Id {
+        self.i16_vector(what, values)
     }
 }
 

@@ -109,6 +109,10 @@ impl Ops for Module {
     fn vector(&mut self, what: &str, values: &[i32]) -> ValueId {
         self.constant(Const::new(what, TensorType::new(Elem::I32, Shape::fixed(&[values.len()])), values))
     }
+
+    fn halves(&mut self, what: &str, values: &[i16]) -> ValueId {
+        self.constant(Const::new(what, TensorType::new(Elem::I16, Shape::fixed(&[values.len()])), values))
+    }
 }
 
 /// Largest distance of an integer form from the correctly rounded results of an op over all 256 inputs. The form is told the
@@ -123,6 +127,31 @@ pub fn error_over_bytes(
     let ty = TensorType::new(x.elem, Shape::fixed(&[256])).with_quant(x.quant.clone()?);
     let got = evaluate(ty.clone(), bytes_of(x.elem)?, |m, v| form(m, v, &ty))?;
     Some(Error::Steps(largest_distance(&got, truth.iter().map(|&t| t as f64))))
+}
+
+/// The same over a sixteenth of the values of 16 bits.
+pub fn error_over_halves(
+    op: &Op,
+    x: &TensorType,
+    (to, target): (Elem, &Quant),
+    form: impl FnOnce(&mut Module, ValueId, &TensorType) -> Option<ValueId>,
+) -> Option<Error> {
+    let values: Vec<i16> = (i16::MIN..=i16::MAX).step_by(16).collect();
+    let ty = TensorType::new(Elem::I16, Shape::fixed(&[values.len()])).with_quant(x.quant.clone()?);
+    let truth = evaluate(ty.clone(), Data::I16(values.clone()), |m, x| {
+        let real = m.push(Op::Dequantize {}, &[x], None).ok()?;
+        let y = m.push(op.clone(), &[real], None).ok()?;
+        m.push_quant(Op::Quantize { to }, &[y], target.clone(), None).ok()
+    })?;
+    let got = evaluate(ty.clone(), Data::I16(values), |m, v| form(m, v, &ty))?;
+    Some(Error::Steps(largest_distance(&got, truth.into_iter())))
+}
+
+/// The results of an elementwise op.
+pub fn apply(op: &Op, points: &[f64]) -> Option<Vec<f64>> {
+    let ty = TensorType::f32(Shape::fixed(&[points.len()]));
+    let points = points.iter().map(|&x| x as f32).collect();
+    evaluate(ty, Data::F32(points), |m, x| m.push(op.clone(), &[x], None).ok())
 }
 
 fn scalar(m: &mut Module, value: i32) -> ValueId {

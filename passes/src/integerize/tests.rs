@@ -214,6 +214,11 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(Op::HardSwish {}, &[x]);
             b.quantize(Elem::U8, y, 0.06, 8)
         }
+        "gated-gelu" | "gated-silu" | "byte-gated-hardswish" => {
+            let x = b.signed(Elem::I16, &[rows, k], 8.0 / 32768.0);
+            let y = b.op(unary(rule.rsplit('-').next().unwrap()), &[x]);
+            b.quantize(Elem::U8, y, 0.03, 20)
+        }
         "requantize-halves" => {
             let x = b.signed(Elem::I16, &[rows, k], 0.001);
             let factors: Vec<f32> = (0..k).map(|c| 1.0 + c as f32 / 8.0).collect();

@@ -6,10 +6,10 @@
 use vitc_ir::{Class, Const, Elem, Module, Op, Quant, ValueId};
 
 use super::codes::Levels;
-use super::nearest;
 use super::rows::RowGrid;
 use super::sites::{self, Demand, Role, Site};
 use super::widths::Width;
+use super::{nearest, range};
 
 /// Biases at the accumulator's scale stay below 2^29, so that no accumulator leaves 32 bits because of its bias.
 pub(crate) const LARGEST_BIAS: f64 = (1 << 29) as f64;
@@ -75,6 +75,12 @@ impl Grid {
     fn range(&self) -> Option<(f64, f64)> {
         let (low, high) = self.elem.range()?;
         Some((self.real(low), self.real(high)))
+    }
+
+    /// A grid of 16 bits around zero that reaches as far; a zero point far from the middle costs products half of their room.
+    fn centred(&self) -> Option<Grid> {
+        let (low, high) = self.range()?;
+        Some(Grid::whole(Elem::I16, range::symmetric(low.abs().max(high.abs()), 32767.0)))
     }
 
     /// The grid in a role: itself, or one of 16 bits that holds each of its reals exactly.
@@ -149,16 +155,25 @@ pub(crate) fn grid_of_group(module: &Module, members: &[Site]) -> Option<Grid> {
     let picked = |v: ValueId| module.node_of(v).is_some_and(|n| matches!(n.op, Op::Min {} | Op::Max {}));
     let mut own = members.iter().filter(|&&(v, role)| role != Role::Unsigned || !picked(v));
     let &(first, role) = own.next()?;
-    let grid = grid_of(module, first)?;
-    let alike = own.all(|&(v, _)| grid_of(module, v).as_ref() == Some(&grid));
+    let grid_of = |v: ValueId| grid_of(module, v).or_else(|| rectified(module, v));
+    let grid = grid_of(first)?;
+    let alike = own.all(|&(v, _)| grid_of(v).as_ref() == Some(&grid));
     let wide = grid.elem == Elem::I16 && role == Role::Unsigned;
     if !alike {
         None
-    } else if wide && members.iter().all(|&(v, _)| fits_products(module, v, &grid)) {
-        Some(grid)
+    } else if wide {
+        let fits = |grid: &Grid| members.iter().all(|&(v, _)| fits_products(module, v, grid));
+        [Some(grid.clone()), grid.centred()].into_iter().flatten().find(fits)
     } else {
         grid.in_role(role)
     }
+}
+
+/// The steps of a byte that ReLU leaves are those that it takes.
+fn rectified(module: &Module, v: ValueId) -> Option<Grid> {
+    let node = module.node_of(v).filter(|n| matches!(n.op, Op::Relu {}))?;
+    let taken = grid_of(module, node.operands[0]).filter(Grid::is_narrow)?;
+    Some(Grid::whole(Elem::U8, Quant::per_tensor(taken.quant.single()?, 0)))
 }
 
 /// Whether products alone read a value of 16 bits as their left operand, all with room for it in their accumulators.

@@ -220,10 +220,12 @@ impl Insert<'_> {
         let Demand::Weights { axis } = demand(self.from, n, 1) else {
             return (0..node.operands.len()).map(|i| self.operand(n, i)).collect();
         };
-        if let Some(operands) = self.given_product(n, axis)? {
+        let image = self.from.node_of(node.operands[0]).filter(|m| matches!(m.op, Op::Normalize { .. }));
+        // the weights of pixels are others than the model's: the deviation is in them
+        let given = if image.is_none() { self.given_product(n, axis)? } else { None };
+        if let Some(operands) = given {
             return Ok(operands);
         }
-        let image = self.from.node_of(node.operands[0]).filter(|m| matches!(m.op, Op::Normalize { .. }));
         let mut weights = FloatWeights::of(self.from, node, axis)?;
         let mut operands = Vec::new();
         match image {

@@ -228,6 +228,6 @@ fn check_patterns(module: &Module, options: &QuantOptions) -> Result<(), Diagnos
 }
 
 /// Whether a value is constant, as floats or as integers that are dequantized.
-fn is_constant(module: &Module, v: ValueId) -> bool {
+pub(crate) fn is_constant(module: &Module, v: ValueId) -> bool {
     module.const_of(v).is_some() || given::integers(module, v).is_some()
 }

@@ -57,6 +57,7 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
     let integer = |role| if constant { Demand::Plain } else { Demand::Integer(role) };
     match (&node.op, i) {
         (Op::HardSwish {}, _) if is_fine_hardswish(module, node) => Demand::Integer(Role::Wide),
+        (Op::Gelu { .. } | Op::Silu {} | Op::HardSwish {}, _) if is_gated(module, node) => Demand::Integer(Role::Wide),
         (Op::Mul {}, 0) if scales_channels(module, node) => Demand::Integer(Role::Wide),
         (Op::Mul {}, 1) if scales_channels(module, node) => Demand::Plain,
         (Op::Add {}, _) if only_biases_scores(module, node.result) => Demand::Plain,
@@ -97,13 +98,31 @@ pub(crate) fn is_fine_hardswish(module: &Module, node: &Node) -> bool {
         && users.all(|n| n.op.class() != Class::Quant && (!is_elementwise(&n.op) || moves_channels(module, n)))
 }
 
-/// Whether a node multiplies what HardSwish yields by a positive factor for each channel: a requantize from 16 bits with a
-/// multiplier for each.
+/// Whether a model that came quantized leaves a value to us: it has it as floats, or in 16 bits.
+fn is_island(module: &Module, v: ValueId) -> bool {
+    super::is_quantized(module) && module.const_of(v).is_none() && !given::is_on_bytes(module, v)
+}
+
+/// Whether a function that is its operand times a gate is computed in 16 bits (`gated-function`): a model that came quantized
+/// has no bytes before it. Our own would be a rounding that the model does not have.
+fn is_gated(module: &Module, node: &Node) -> bool {
+    let chained = |n: &&Node| is_elementwise(&n.op) && chain_source(module, n.result).is_some();
+    let mut users = module.nodes.iter().filter(|n| n.operands.contains(&node.result));
+    is_island(module, node.operands[0])
+        && chain_source(module, node.result) == Some(node.operands[0])
+        && !users.any(|n| chained(&n))
+}
+
+/// Whether a node multiplies a value of 16 bits by a positive factor for each channel: a requantize with a multiplier for each.
+/// Such are what HardSwish yields, and what a model that came quantized leaves to us.
 pub(crate) fn scales_channels(module: &Module, node: &Node) -> bool {
     let positive = |c: &vitc_ir::Const| c.values::<f32>().iter().all(|f| *f > 0.0);
     matches!(node.op, Op::Mul {})
         && per_channel(module, node).is_some_and(positive)
-        && module.node_of(node.operands[0]).is_some_and(|n| n.op == (Op::HardSwish {}) || shifts_channels(module, n))
+        && (is_island(module, node.operands[0])
+            || module
+                .node_of(node.operands[0])
+                .is_some_and(|n| n.op == (Op::HardSwish {}) || shifts_channels(module, n)))
 }
 
 /// Whether a node adds a constant to each channel of what HardSwish yields.

@@ -524,10 +524,90 @@ fn a_constant_between_grids_of_bytes_is_a_table() {
     assert!(compare(&q, &lowered) > 45.0, "{} dB", compare(&q, &lowered));
 }
 
+/// What a quantized model leaves to us has 16 bits before a gate and before factors of channels; a float model has bytes.
+#[test]
+fn islands_keep_16_bits() {
+    for came_quantized in [true, false] {
+        let mut b = Build::new(38);
+        let x = b.input(&[TOKENS, WIDTH]);
+        let x = b.linear(x, WIDTH);
+        let x = if came_quantized { pair(&mut b, x, 0.05, 120) } else { x };
+        let x = b.linear(x, WIDTH);
+        let y = b.gelu(x);
+        let y = b.linear(y, 8);
+        let (m, q) = quantized(&b.done(y));
+        let gelu = q.nodes.iter().find(|n| matches!(n.op, Op::Gelu { .. })).unwrap();
+        let elem = q.ty(source(&q, gelu.operands[0])).elem;
+        assert_eq!(elem, if came_quantized { Elem::I16 } else { Elem::U8 });
+        let lowered = lowers(&q);
+        assert_eq!(lowered.nodes.iter().any(|n| matches!(n.op, Op::IntMul { .. })), came_quantized);
+        assert!(compare(&m, &q) > 30.0, "{} dB", compare(&m, &q));
+        assert!(compare(&q, &lowered) > 40.0, "{} dB", compare(&q, &lowered));
+    }
+}
+
+/// Factors of channels between a value of the model's floats and its next grid are multipliers of one requantize.
+#[test]
+fn channels_of_islands_are_scaled_in_16_bits() {
+    let mut b = Build::new(39);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let x = b.linear(x, WIDTH);
+    let x = b.gelu(x);
+    let factors: Vec<f32> = (0..WIDTH).map(|c| 0.5 + c as f32 / 8.0).collect();
+    let factors = b.values(&[WIDTH], &factors);
+    let x = b.mul(x, factors);
+    let x = pair(&mut b, x, 0.1, 10);
+    let y = b.linear(x, 8);
+    let (_, q) = quantized(&b.done(y));
+    let scaled = q.nodes.iter().find(|n| matches!(n.op, Op::Mul {})).unwrap();
+    assert_eq!(q.ty(source(&q, scaled.operands[0])).elem, Elem::I16);
+    assert!(compare(&q, &lowers(&q)) > 40.0);
+}
+
+/// A grid of 16 bits whose zero lies at one end has no room in accumulators; one around zero has, and keeps 15 of them.
+#[test]
+fn a_map_of_16_bits_keeps_them() {
+    let mut b = Build::new(40);
+    const DEPTH: usize = 512;
+    let x = b.input(&[TOKENS, DEPTH]);
+    let x = b.softmax(x);
+    let x = grid(&mut b, x, Elem::I16, 1.0 / 65535.0, -32768);
+    let w = b.weights(&[DEPTH, 8], 30.0);
+    let w = grid(&mut b, w, Elem::I8, 0.5, 0);
+    let y = b.op(Op::MatMul {}, &[x, w]);
+    let (m, q) = quantized(&b.done(y));
+    let product = q.nodes.iter().find(|n| n.op == Op::MatMul {}).unwrap();
+    let ty = q.ty(source(&q, product.operands[0]));
+    assert_eq!((ty.elem, ty.quant.as_ref().unwrap().zero_point), (Elem::I16, 0));
+    assert!(compare(&m, &q) > 35.0, "{} dB", compare(&m, &q));
+    lowers(&q);
+}
+
+/// What ReLU leaves of a grid of bytes stays on its steps.
+#[test]
+fn relu_keeps_the_steps_of_bytes() {
+    let mut b = Build::new(41);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let x = b.linear(x, WIDTH);
+    let x = pair(&mut b, x, 0.05, 120);
+    let x = b.op(Op::Relu {}, &[x]);
+    let y = b.linear(x, 8);
+    let (_, q) = quantized(&b.done(y));
+    let product = q.nodes.iter().rfind(|n| n.op == Op::MatMul {}).unwrap();
+    let quant = q.ty(source(&q, product.operands[0])).quant.clone().unwrap();
+    assert_eq!((quant.scale_at(0), quant.zero_point), (0.05, 0));
+    lowers(&q);
+}
+
 /// A value brought to a grid of bytes and back.
 fn pair(b: &mut Build, x: ValueId, scale: f64, zero_point: i32) -> ValueId {
+    grid(b, x, Elem::U8, scale, zero_point)
+}
+
+/// A value brought to a grid and back.
+fn grid(b: &mut Build, x: ValueId, to: Elem, scale: f64, zero_point: i32) -> ValueId {
     let quant = vitc_ir::Quant::per_tensor(scale, zero_point);
-    let q = b.m.push_quant(Op::Quantize { to: Elem::U8 }, &[x], quant, None).unwrap();
+    let q = b.m.push_quant(Op::Quantize { to }, &[x], quant, None).unwrap();
     b.op(Op::Dequantize {}, &[q])
 }
 

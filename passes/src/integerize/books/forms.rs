@@ -68,6 +68,9 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("linear-attention",   Rounding,    LINEAR_ATTENTION,                                           linear_attention),
         rule("shift-attention",     Approximate, LINEAR_ATTENTION,                                           shift_attention),
         rule("gated-hardswish",    Rounding,    "(hardswish ?m (dequantize ?d ?x))",                        gated_hardswish),
+        rule("gated-gelu",         Approximate, "(quantize ?q (gelu ?m (dequantize ?d ?x)))",               gated_by_byte),
+        rule("gated-silu",         Approximate, "(quantize ?q (silu ?m (dequantize ?d ?x)))",               gated_by_byte),
+        rule("byte-gated-hardswish", Approximate, "(quantize ?q (hardswish ?m (dequantize ?d ?x)))",        gated_by_byte),
         rule("quotient",           Rounding,    "(quantize ?q (div ?m (dequantize ?da ?a) (dequantize ?db ?b)))", quotient),
         rule("shift-softmax",      Approximate, SOFTMAX_MAP,                                                shift_softmax),
         rule("shift-softmax-codes", Approximate, CODED_MAP,                                                 shift_softmax),
@@ -479,6 +482,71 @@ fn gated_hardswish(m: &mut Match<'_>) -> Option<Id> {
     let operand = m.var("?x")?;
     let gated = m.apply(Op::IntHardSwish { shift: shift as u32 }, Some(quant), &[operand])?;
     m.dequantize(gated)
+}
+
+/// GELU, SiLU and HardSwish of 16 bits: the value times its gate, which is a table of 256 entries of 15 bits. A gate is 0 on
+/// the left of the table and 1 on its right, so only what lies between needs fine steps.
+fn gated_by_byte(m: &mut Match<'_>) -> Option<Id> {
+    let (to, target) = quantize_target(m)?;
+    let (x, op) = (m.ty("?x")?, m.attrs("?m")?.op);
+    let symmetric = x.quant.as_ref().is_some_and(|q| q.zero_point == 0 && q.axis.is_none());
+    if x.elem != Elem::I16 || !symmetric {
+        return None;
+    }
+    let gate = Gate::of(&op)?;
+    let error = sample::error_over_halves(&op, &x, (to, &target), |m, v, x| gate.ops(m, v, x, (to, &target)))?;
+    // the published forms of GELU are of bytes: who asks for one has this where there are none
+    let name = if matches!(op, Op::Gelu { .. }) { "wide gelu" } else { op.name() };
+    if !m.admit(name, "gated", 8 * cost::table(&x), error) {
+        return None;
+    }
+    let operand = m.var("?x")?;
+    gate.ops(m, operand, &x, (to, &target))
+}
+
+/// What a function multiplies its operand with, by a byte of the operand.
+struct Gate {
+    /// What the bytes stand for.
+    index: Quant,
+    /// The gate in steps of `1 / ONE`.
+    entries: Vec<i16>,
+}
+
+impl Gate {
+    const ONE: f64 = 32767.0;
+
+    fn of(op: &Op) -> Option<Gate> {
+        // where the gate is a thousandth from 0 or 1, or, of GELU, less; beyond it counts as 0 or 1
+        let reach = match op {
+            Op::Gelu { .. } => 3.5,
+            Op::Silu {} => 8.0,
+            Op::HardSwish {} => 3.0,
+            _ => return None,
+        };
+        let index = Quant::per_tensor(reach / 127.5, 128);
+        let points: Vec<f64> = (0..256).map(|i| f64::from(i - 128) * index.scale_at(0)).collect();
+        let values = sample::apply(op, &points)?;
+        let gate = |(x, y): (&f64, &f64)| if *x == 0.0 { 0.5 } else { y / x };
+        let mut gates: Vec<f64> = points.iter().zip(&values).map(gate).collect();
+        (gates[0], gates[255]) = (0.0, 1.0);
+        let entries = gates.iter().map(|g| (g.clamp(0.0, 1.0) * Gate::ONE).round() as i16).collect();
+        Some(Gate { index, entries })
+    }
+
+    fn ops<O: Ops>(&self, ops: &mut O, x: O::Value, ty: &TensorType, (to, target): (Elem, &Quant)) -> Option<O::Value> {
+        let (scale, axis) = (ty.quant.as_ref()?.single()?, ty.shape.rank().checked_sub(1)?);
+        let (multiplier, shift) = arith::dyadic(&[scale / self.index.scale_at(0)])?;
+        let multiplier = ops.vector("index", &multiplier);
+        let zero_point = self.index.zero_point.into();
+        let narrow = Op::IntRequant { axis, x_zero: 0, shift, zero_point, to: Elem::U8 };
+        let byte = ops.op(narrow, Some(self.index.clone()), &[x, multiplier])?;
+        let table = ops.halves("gate", &self.entries);
+        let gate = ops.op(Op::IntTable {}, Some(Quant::per_tensor(1.0 / Gate::ONE, 0)), &[byte, table])?;
+        let scale = scale / Gate::ONE;
+        let product = Op::IntMul { a_zero: 0, b_zero: 0 };
+        let product = ops.op(product, Some(Quant::per_tensor(scale, 0)), &[x, gate])?;
+        requantized(ops, product, (ty, scale), (to, target))
+    }
 }
 
 /// The quotient of two activations of 16 bits: one division for each divisor, then a product for each numerator. The
