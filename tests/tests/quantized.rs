@@ -14,6 +14,7 @@ use vitc::{Calibration, Compiler, Model};
 use vitc_ir::eval::{self, Data, Tensor};
 use vitc_ir::{Module, Stage};
 use vitc_passes::quantize::counts_of;
+use vitc_passes::transform::Transform;
 use vitc_tests::{Sample, bundled, evaluated, executed, plan_input, program_on, tiers};
 
 /// Range of what each ONNX node yields, and of the input under the empty name.
@@ -197,6 +198,8 @@ fn a_gate_of_16_bits_equals_the_evaluator() {
     let compiled = sample.compiler(8).compile_file(&path).unwrap();
     let sites = compiled.journal.integerized.as_ref().unwrap().sites.iter();
     assert!(sites.filter(|s| (s.op, s.form, s.chosen) == ("wide gelu", "gated", true)).count() > 0);
+    // and it keeps its biases
+    assert!(compiled.journal.transformed.iter().all(|a| a.transform != Transform::Bias));
     equals_the_evaluator(&sample, &compiled.module);
 }
 
