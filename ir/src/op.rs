@@ -150,6 +150,10 @@ ops! {
     Exp = "exp" Float ["x"] { } infer::unary_float;
     /// Natural logarithm.
     Log = "log" Float ["x"] { } infer::unary_float;
+    /// Cosine of radians.
+    Cos = "cos" Float ["x"] { } infer::unary_float;
+    /// Sine of radians.
+    Sin = "sin" Float ["x"] { } infer::unary_float;
     /// Error function.
     Erf = "erf" Float ["x"] { } infer::unary_float;
     /// Hyperbolic tangent.

@@ -42,6 +42,8 @@ fn unary(call: &Call) -> Evaluated {
         Op::Reciprocal {} => map(x, |v| 1.0 / v),
         Op::Exp {} => map(x, math::exp),
         Op::Log {} => map(x, f32::ln),
+        Op::Cos {} => map(x, f32::cos),
+        Op::Sin {} => map(x, f32::sin),
         Op::Erf {} => map(x, math::erf),
         Op::Tanh {} => map(x, f32::tanh),
         Op::Sigmoid {} => map(x, math::sigmoid),

@@ -145,6 +145,8 @@ fn apply(op: &Op, v: &[f64]) -> Option<f64> {
         (Op::Sqrt {}, &[x]) => x.sqrt(),
         (Op::Reciprocal {}, &[x]) => 1.0 / x,
         (Op::Exp {}, &[x]) => x.exp(),
+        (Op::Cos {}, &[x]) => x.cos(),
+        (Op::Sin {}, &[x]) => x.sin(),
         (Op::Erf {}, &[x]) => erf(x),
         (Op::Tanh {}, &[x]) => x.tanh(),
         (Op::Sigmoid {}, &[x]) => sigmoid(x),

@@ -140,6 +140,8 @@ pub(crate) fn is_elementwise(op: &Op) -> bool {
                 | Op::Reciprocal {}
                 | Op::Exp {}
                 | Op::Log {}
+                | Op::Cos {}
+                | Op::Sin {}
                 | Op::Erf {}
                 | Op::Tanh {}
                 | Op::Sigmoid {}

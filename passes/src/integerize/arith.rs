@@ -44,16 +44,17 @@ pub fn exp_constants(scale: f64, peak: u8) -> Option<(i64, i64, u32, u32, Vec<i3
     const HALVINGS: f64 = 16.0 + 4.0 / (1u32 << FRACTION_BITS) as f64;
     let halvings_per_step = scale * std::f64::consts::LOG2_E;
     let limit = (HALVINGS / halvings_per_step).ceil();
-    if !(halvings_per_step.is_finite() && halvings_per_step > 0.0 && limit < f64::from(i32::MAX)) {
+    if !(halvings_per_step.is_finite() && halvings_per_step > 0.0) {
         return None;
     }
-    let limit = limit.max(1.0);
+    // steps so fine that no difference of 31 bits makes 16 halvings: what accumulators can differ by makes none
+    let limit = limit.clamp(1.0, f64::from(i32::MAX));
     let unit = halvings_per_step * f64::from(1u32 << FRACTION_BITS);
     let mut shift = 31u32;
     while shift > 0 && limit * (unit * 2f64.powi(shift as i32)).round() > f64::from(i32::MAX) {
         shift -= 1;
     }
-    let multiplier = (unit * 2f64.powi(shift as i32)).round() as i64;
+    let multiplier = ((unit * 2f64.powi(shift as i32)).round() as i64).max(1);
     if multiplier < 1 || limit as i64 * multiplier > i64::from(i32::MAX) {
         return None;
     }
@@ -87,6 +88,14 @@ pub fn coded_exp_constants(scale: f64, peak: u8, levels: &[i64]) -> Option<(i64,
     };
     let length = (last as usize + 1).next_power_of_two();
     Some((limit, multiplier, shift, BITS, (0..length as i64).map(|t| if t < last { entry(t) } else { 0 }).collect()))
+}
+
+/// What `epsilon * (C / scale)^2` of a LayerNorm must stay below, beside which its moments still fit 64 bits.
+const MOST_EPSILON: f64 = (1u64 << 61) as f64;
+
+/// The finest scale of what a LayerNorm over so many channels reads. Finer steps would tell apart what its epsilon makes nothing of.
+pub(crate) fn finest_norm_scale(channels: usize, epsilon: f64) -> f64 {
+    channels as f64 * (epsilon / MOST_EPSILON).sqrt() * (1.0 + 1e-9)
 }
 
 /// Constants of `int.layernorm`.
@@ -134,7 +143,8 @@ pub fn layernorm_constants(
         }
         shift = shift.checked_sub(1)?;
     }
-    if shift < 8 || !eps.is_finite() || eps >= 2f64.powi(61) {
+    // what little is left of gamma for small shifts, the form's error on samples tells
+    if shift < 1 || !eps.is_finite() || eps >= MOST_EPSILON {
         return None;
     }
     let unit = 2f64.powi(shift as i32);
@@ -172,6 +182,18 @@ pub fn shift_layernorm_constants(gamma: &[f64], beta: &[f64], scale_out: f64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_too_fine_to_matter_have_constants() {
+        // accumulators of operands of 2^-24 a step: all weights of a row are the same
+        let (limit, multiplier, shift, _, _) = exp_constants(2f64.powi(-48), 255).unwrap();
+        assert!(limit * multiplier <= i64::from(i32::MAX));
+        assert_eq!((1 << 22) * multiplier >> shift, 0);
+        let (gamma, beta) = ([1.0; 384], [0.0; 384]);
+        let finest = finest_norm_scale(384, 1e-6);
+        assert!(layernorm_constants(&gamma, &beta, 1e-6, finest, 1e-4).is_some());
+        assert!(layernorm_constants(&gamma, &beta, 1e-6, 0.99 * finest, 1e-4).is_none());
+    }
 
     #[test]
     fn dyadic_multipliers_are_within_half_a_step() {

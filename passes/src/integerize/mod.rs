@@ -4,7 +4,7 @@
 //! region is saturated with the rule books ([`books`]), the cheapest integer computation is extracted, and the result is put
 //! together again. No clock decides anything: saturation ends by itself or at a node or iteration limit, and says which.
 
-mod arith;
+pub(crate) mod arith;
 pub mod books;
 mod cost;
 mod extract;

@@ -182,11 +182,10 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
         }
         "sink-gather" => movement(b, Op::Gather { axis: 2, index: vec![5, 0, 0] }),
         "sink-pad" => movement(b, Op::Pad { before: vec![0, 1, 0], after: vec![0, 0, 2], value: Real(0.0) }),
-        "sink-concat-2" | "sink-concat-3" => {
+        "sink-concat-2" | "sink-concat-3" | "sink-concat-4" => {
             let quant = Quant::per_tensor(0.1, 7);
-            let parts: Vec<ValueId> = (0..if rule.ends_with('3') { 3 } else { 2 })
-                .map(|i| b.input(Elem::U8, &[rows, 2 + i], quant.clone()))
-                .collect();
+            let count = rule.chars().last().and_then(|c| c.to_digit(10)).unwrap_or(2) as usize;
+            let parts: Vec<ValueId> = (0..count).map(|i| b.input(Elem::U8, &[rows, 2 + i], quant.clone())).collect();
             b.op(Op::Concat { axis: 1 }, &parts)
         }
         "sink-sum" => movement(b, Op::ReduceSum { axes: vec![1], keep: false }),
@@ -250,10 +249,10 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(Op::Clip { lo: Real(-0.4), hi: Real(0.7) }, &[x]);
             b.quantize(Elem::U8, y, 0.1, 5)
         }
-        "requantize-add" => {
+        "requantize-add" | "requantize-sub" => {
             let (x, y) = (b.signed(Elem::I16, &[rows, k], 0.001), b.signed(Elem::I16, &[rows, k], 0.0007));
-            let y = b.op(Op::Add {}, &[x, y]);
-            b.quantize(Elem::I16, y, 0.0012, 0)
+            let y = b.op(if rule.ends_with("sub") { Op::Sub {} } else { Op::Add {} }, &[x, y]);
+            if rows % 2 == 0 { b.quantize(Elem::U8, y, 0.13, 101) } else { b.quantize(Elem::I16, y, 0.0012, 0) }
         }
         "sink-product" => {
             let (x, y) = (b.bytes(&[rows, k]), b.bytes(&[rows, k]));

@@ -14,6 +14,7 @@ use super::sites::{self, Role, Site, Sites};
 use super::through::Through;
 use super::widths::{self, Width};
 use super::{Observer, QuantOptions};
+use crate::integerize::arith::finest_norm_scale;
 
 /// The residual stream reaches this much beyond what calibration saw. Integer sums saturate, so an image beyond the
 /// range loses its tip and nothing else; a quarter is ample for that and costs two decibels of some seventy.
@@ -133,6 +134,7 @@ fn group_grid(
     }
     let quant = quant(role, &joint, observer, width.unwrap_or(Width::EIGHT));
     let quant = if is_gated(module, members) { gate_steps(&quant) } else { quant };
+    let quant = if role == Role::Wide { no_finer(quant, finest(module, members)) } else { quant };
     let grid = |quant: Quant| Grid { width, ..Grid::whole(role.elem(), quant) };
     let refined = output.map(|output| output.refine(grid(quant.clone()), |range| grid(of_range(role, range, width))));
     Ok(by_rows(refined.unwrap_or_else(|| grid(quant))))
@@ -142,6 +144,27 @@ fn group_grid(
 fn is_gated(module: &Module, members: &[Site]) -> bool {
     let reads = |n: &&Node| members.contains(&(n.operands[0], Role::Wide)) && sites::is_fine_hardswish(module, n);
     module.nodes.iter().filter(|n| matches!(n.op, Op::HardSwish {})).any(|n| reads(&n))
+}
+
+/// The finest steps that the LayerNorms among the readers of these sites can use.
+fn finest(module: &Module, members: &[Site]) -> f64 {
+    let scale = |n: &Node| match n.op {
+        Op::LayerNorm { epsilon, .. } => {
+            let origins = sites::origins(module, n.operands[0]);
+            let reads = members.iter().any(|(v, _)| origins.contains(v));
+            let channels = module.ty(n.result).shape.last_fixed().filter(|_| reads)?;
+            Some(finest_norm_scale(channels, epsilon.0))
+        }
+        _ => None,
+    };
+    module.nodes.iter().filter_map(scale).fold(0.0, f64::max)
+}
+
+fn no_finer(quant: Quant, scale: f64) -> Quant {
+    match quant.scale_at(0) < scale {
+        true => Quant::per_tensor(scale, quant.zero_point),
+        false => quant,
+    }
 }
 
 /// Steps in which the interval from -3 to 3, where the gate of HardSwish is open in part, has a power of two of them.

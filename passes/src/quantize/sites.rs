@@ -242,14 +242,17 @@ pub(crate) fn is_output_quantized(module: &Module, v: ValueId) -> bool {
     origins(module, v).iter().any(has_none)
 }
 
-/// A scalar factor between a product and softmax joins the exponent's multiplier.
+/// A scalar factor between a product and softmax joins the exponent's multiplier, or the scale of what is added before softmax.
 fn only_scales_scores(module: &Module, v: ValueId) -> bool {
     let scalar = |n: &vitc_ir::Node| {
         let count = module.const_of(n.operands[1]).and_then(|c| c.ty.shape.count());
         count.is_some_and(|c| c.as_fixed() == Some(1))
     };
     let mut users = module.nodes.iter().filter(|n| n.operands.contains(&v)).peekable();
-    module.node_of(v).is_some_and(scalar) && users.peek().is_some() && users.all(|n| matches!(n.op, Op::Softmax {}))
+    let reads_scores = |n: &vitc_ir::Node| {
+        matches!(n.op, Op::Softmax {}) || matches!(n.op, Op::Add {}) && only_biases_scores(module, n.result)
+    };
+    module.node_of(v).is_some_and(scalar) && users.peek().is_some() && users.all(reads_scores)
 }
 
 /// Whether softmax can take the accumulators of a product themselves: they have one scale, and nothing but constants lies between.

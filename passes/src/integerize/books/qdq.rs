@@ -31,6 +31,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("sink-pad",               Exact,    "(pad ?m (dequantize ?d ?x))",                                 sink_pad),
         rule("sink-concat-2",          Exact,    "(concat ?m (dequantize ?da ?a) (dequantize ?db ?b))",         sink_concat),
         rule("sink-concat-3",          Exact,    "(concat ?m (dequantize ?da ?a) (dequantize ?db ?b) (dequantize ?dc ?c))", sink_concat),
+        rule("sink-concat-4",          Exact,    "(concat ?m (dequantize ?da ?a) (dequantize ?db ?b) (dequantize ?dc ?c) (dequantize ?dd ?d))", sink_concat),
         rule("sink-sum",               Exact,    "(reduce_sum ?m (dequantize ?d ?x))",                          sink_sum),
         rule("sink-mean",              Exact,    "(reduce_mean ?m (dequantize ?d ?x))",                         sink_mean),
         rule("sink-add",               Exact,    "(add ?m (dequantize ?da ?a) (dequantize ?db ?b))",            sink_add),
@@ -52,6 +53,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("requantize",             Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize),
         rule("requantize-halves",      Rounding, "(quantize ?q (dequantize ?d ?x))",                            requantize_halves),
         rule("requantize-add",         Rounding, "(quantize ?q (add ?m (dequantize ?da ?a) (dequantize ?db ?b)))", requantize_add),
+        rule("requantize-sub",         Rounding, "(quantize ?q (sub ?m (dequantize ?da ?a) (dequantize ?db ?b)))", requantize_sub),
     ]
 }
 
@@ -244,7 +246,7 @@ fn sink_pad(m: &mut Match<'_>) -> Option<Id> {
 
 fn sink_concat(m: &mut Match<'_>) -> Option<Id> {
     let op = m.attrs("?m")?.op;
-    let parts: Vec<Id> = ["?a", "?b", "?c"].iter().filter_map(|v| m.var(v)).collect();
+    let parts: Vec<Id> = ["?a", "?b", "?c", "?d"].iter().filter_map(|v| m.var(v)).collect();
     let joined = m.apply(op, None, &parts)?;
     m.dequantize(joined)
 }
@@ -443,11 +445,17 @@ fn requantize(m: &mut Match<'_>) -> Option<Id> {
 fn requantized(m: &mut Match<'_>, x: Id, target: Quant, op: Op) -> Option<Id> {
     let Op::Quantize { to } = op else { return None };
     let ty = m.fact(x).ty.clone()?;
-    let source = ty.quant.clone()?;
-    if ty.elem == to && source == target {
+    if ty.elem == to && ty.quant.as_ref() == Some(&target) {
         return Some(x);
     }
-    let scale = target.single()?;
+    times(m, x, 1.0, target, to)
+}
+
+/// What `x` stands for times `sign` on a grid.
+fn times(m: &mut Match<'_>, x: Id, sign: f64, target: Quant, to: Elem) -> Option<Id> {
+    let ty = m.fact(x).ty.clone()?;
+    let source = ty.quant.clone()?;
+    let scale = sign * target.single()?;
     let ratios: Vec<f64> = source.scale.iter().map(|s| s.0 / scale).collect();
     let (multipliers, shift) = arith::dyadic(&ratios)?;
     let multiplier = m.i32_vector("multiplier", &multipliers);
@@ -482,17 +490,31 @@ fn requantize_halves(m: &mut Match<'_>) -> Option<Id> {
     (post_shift <= 15).then(|| m.apply(op, Some(target), &[x, multiplier]))?
 }
 
-/// Operands of different scales: each is requantized to the result's, then they add (I-ViT: two roundings).
 fn requantize_add(m: &mut Match<'_>) -> Option<Id> {
+    requantize_sum(m, 1.0)
+}
+
+fn requantize_sub(m: &mut Match<'_>) -> Option<Id> {
+    requantize_sum(m, -1.0)
+}
+
+/// Operands of different scales: each is requantized to the result's, the second one with this sign, then they add (I-ViT: two
+/// roundings). To other grids than `i16` about zero they go by 32 bits, in steps fine enough that one rounding is left.
+fn requantize_sum(m: &mut Match<'_>, sign: f64) -> Option<Id> {
+    const FINER: f64 = 256.0;
     let q = m.attrs("?q")?;
-    let (target, Op::Quantize { to: Elem::I16 }) = (q.quant?, &q.op) else { return None };
-    if target.zero_point != 0 {
-        return None;
-    }
+    let (target, Op::Quantize { to }) = (q.quant?, q.op.clone()) else { return None };
     let (a, b) = (m.var("?a")?, m.var("?b")?);
-    let a = requantized(m, a, target.clone(), q.op.clone())?;
-    let b = requantized(m, b, target.clone(), q.op.clone())?;
-    m.apply(Op::IntAdd { to: Elem::I16 }, Some(target), &[a, b])
+    if to == Elem::I16 && target.zero_point == 0 {
+        let a = requantized(m, a, target.clone(), q.op.clone())?;
+        let b =
+            if sign > 0.0 { requantized(m, b, target.clone(), q.op)? } else { times(m, b, sign, target.clone(), to)? };
+        return m.apply(Op::IntAdd { to }, Some(target), &[a, b]);
+    }
+    let fine = Quant::per_tensor(target.single()? / FINER, 0);
+    let (a, b) = (times(m, a, 1.0, fine.clone(), Elem::I32)?, times(m, b, sign, fine.clone(), Elem::I32)?);
+    let sum = m.apply(Op::IntAdd { to: Elem::I32 }, Some(fine), &[a, b])?;
+    times(m, sum, 1.0, target, to)
 }
 
 /// A rank-1 type for constants of rules elsewhere.
