@@ -49,7 +49,7 @@ TABLES = {
     ],
     "DeiT-tiny, what each transform contributes": [
         ("nothing left out", DEIT, []),
-        *((f"without {t}", DEIT, ["--without", t]) for t in ("smooth", "values", "balance", "rows", "bias")),
+        *((f"without {t}", DEIT, ["--without", t]) for t in ("smooth", "values", "balance", "rows")),
         ("plain min-max", DEIT, PLAIN),
     ],
     "DeiT-tiny, smoothing": [(s, DEIT, ["--smoothing", s]) for s in ("sq-b", "smoothquant", "repq")],

@@ -191,7 +191,10 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
         })?;
     }
     let quantized = placed(module, &seen, &quant, journal)?;
-    corrected(quantized, &mut feed, &quant, journal)
+    match quant.has_few_bits() || options.transforms.bias_of_bytes {
+        true => corrected(quantized, &mut feed, &quant, journal),
+        false => Ok(quantized),
+    }
 }
 
 /// Biases without the mean errors of the calibration inputs. A model that came quantized keeps its own: the mean of what the two

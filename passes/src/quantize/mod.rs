@@ -109,6 +109,11 @@ impl Default for QuantOptions {
 }
 
 impl QuantOptions {
+    /// Whether anything is asked to have fewer than 8 bits.
+    pub fn has_few_bits(&self) -> bool {
+        self.weights.any_narrow() || self.activations.any_narrow()
+    }
+
     /// Whether the range of a value alone does not tell its scale.
     fn wants_histogram(&self, module: &Module, v: ValueId) -> bool {
         match self.observer {

@@ -78,13 +78,15 @@ pub struct Choice {
     pub without: Vec<(Transform, String)>,
     /// How LayerNorm outputs are smoothed.
     pub smoothing: Smoothing,
+    /// Whether biases are corrected where all operands of products have 8 bits, too.
+    pub bias_of_bytes: bool,
 }
 
 impl Choice {
     /// No transform at all.
     pub fn none() -> Choice {
         let all = |(t, _): (Transform, &str)| (t, "*".to_string());
-        Choice { without: Transform::WORDS.map(all).to_vec(), smoothing: Smoothing::default() }
+        Choice { without: Transform::WORDS.map(all).to_vec(), ..Choice::default() }
     }
 
     /// The patterns of the nodes at which a transform is left out.
