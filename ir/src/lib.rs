@@ -16,6 +16,7 @@ pub mod lane;
 pub mod layout;
 pub mod op;
 pub mod region;
+pub mod table;
 pub mod text;
 pub mod types;
 pub mod verify;

@@ -1,6 +1,7 @@
 //! Nodes over the last dimension (or, for sums, any axis).
 
 use cranelift_module::Module as Backend;
+use vitc_ir::table::falls_and_rises;
 use vitc_ir::{Elem, Node, Op, Shape};
 
 use super::{Call, Lowered, Planner, extent, joint, product_of};
@@ -145,11 +146,4 @@ impl<M: Backend> Planner<'_, M> {
         let grain = if columns.is_some() { 1 } else { 64 };
         self.step(Call { spec: Spec::AxisSum(sum), name, args, items, grain, macs: 0 })
     }
-}
-
-/// Whether magnitudes fall to a least one and rise from there.
-fn falls_and_rises(entries: &[i64]) -> bool {
-    let least = entries.iter().enumerate().min_by_key(|(_, v)| v.abs()).map_or(0, |(i, _)| i);
-    let (falling, rising) = entries.split_at(least);
-    falling.is_sorted_by(|a, b| a.abs() >= b.abs()) && rising.is_sorted_by(|a, b| a.abs() <= b.abs())
 }

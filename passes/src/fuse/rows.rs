@@ -2,6 +2,7 @@
 //! would be copied otherwise are peaks, one number for a row. And behind tables: what a table yields in 16 bits is read as codes
 //! of its bytes, so that the product in front of GELU stores bytes and looks nothing up.
 
+use vitc_ir::table::falls_and_rises;
 use vitc_ir::{Elem, Op, Shape, ValueId};
 
 use crate::clean::draft::{Draft, Rule};
@@ -27,13 +28,6 @@ fn table_into_rows(d: &mut Draft, n: usize) -> Option<ValueId> {
     (fits && alone && falls_and_rises(&entries.ints())).then_some(())?;
     let loc = d.loc(n);
     d.push(op, &[x, table], loc)
-}
-
-/// Whether magnitudes fall to a least one and rise from there.
-fn falls_and_rises(entries: &[i64]) -> bool {
-    let least = entries.iter().enumerate().min_by_key(|(_, v)| v.abs()).map_or(0, |(i, _)| i);
-    let (falling, rising) = entries.split_at(least);
-    falling.is_sorted_by(|a, b| a.abs() >= b.abs()) && rising.is_sorted_by(|a, b| a.abs() <= b.abs())
 }
 
 /// `peak(move(x)) = move(peak(x))`, and so for codes.

@@ -188,7 +188,7 @@ mod tests {
         // accumulators of operands of 2^-24 a step: all weights of a row are the same
         let (limit, multiplier, shift, _, _) = exp_constants(2f64.powi(-48), 255).unwrap();
         assert!(limit * multiplier <= i64::from(i32::MAX));
-        assert_eq!((1 << 22) * multiplier >> shift, 0);
+        assert_eq!(((1 << 22) * multiplier) >> shift, 0);
         let (gamma, beta) = ([1.0; 384], [0.0; 384]);
         let finest = finest_norm_scale(384, 1e-6);
         assert!(layernorm_constants(&gamma, &beta, 1e-6, finest, 1e-4).is_some());
