@@ -257,7 +257,7 @@ fn split_bits(packed: &[u8], bits: u32, count: usize) -> Vec<u8> {
 /// Codes of few bits, then the factors of groups.
 fn join_groups(plain: &[u8], n: usize, bits: u32, rows: usize) -> Vec<u8> {
     let (mut codes, mut less_one) = (Vec::with_capacity(plain.len()), Vec::new());
-    for group in plain.chunks((rows * n).max(1)) {
+    for group in plain.chunks(rows.saturating_mul(n).max(1)) {
         let of: Vec<u8> = factors(n, group).into_iter().map(|(factor, _)| factor).collect();
         for row in group.chunks(n) {
             codes.extend(row.iter().zip(&of).map(|(&x, &f)| (i16::from(x as i8) / i16::from(f)) as u8));
@@ -274,7 +274,8 @@ fn split_groups(packed: &[u8], (k, n): (usize, usize), bits: u32, rows: usize) -
     let (codes, factors) = packed.split_at((k * n * bits as usize).div_ceil(8));
     let factors: Vec<u8> = factors.iter().flat_map(|byte| [(byte & 15) + 1, (byte >> 4) + 1]).collect();
     let mut plain = split_bits(codes, bits, k * n);
-    for (group, factors) in plain.chunks_mut((rows * n).max(1)).zip(factors.chunks(n.max(1))) {
+    // a file may say any number of rows
+    for (group, factors) in plain.chunks_mut((rows.min(k) * n).max(1)).zip(factors.chunks(n.max(1))) {
         for row in group.chunks_mut(n) {
             row.iter_mut().zip(factors).for_each(|(x, &f)| *x = x.wrapping_mul(f));
         }
@@ -345,6 +346,15 @@ mod tests {
                 assert_eq!(layout.unpack(k, n, &packed), plain, "{bits} bits, groups of {rows} of {k} rows");
             }
         }
+    }
+
+    #[test]
+    fn groups_of_more_rows_than_there_are_hold_all() {
+        let plain = grouped(4, 16, (6, 3));
+        let [some, any] = [16, usize::MAX].map(|rows| Layout::Groups { bits: 4, rows });
+        let packed = any.pack(6, 3, &plain);
+        assert_eq!(packed, some.pack(6, 3, &plain));
+        assert_eq!((packed.len(), any.unpack(6, 3, &packed)), (any.packed_len(6, 3), plain));
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //! corrected for what it reads as it will read it, with the products before it corrected, and errors of roundings, clipping and
 //! bounds of functions in between count as those of weights do.
 //!
-//! Rows count by the inverse of their noise, as for a mean of what is measured with different precision: of tokens a few have values,
-//! and errors, many times those of the rest, and would decide for all. A mean over few images is uncertain, and a correction by chance is an error. Of a mean `m` with standard error `s` over
-//! images the share `1 - s^2 / m^2` is taken, if positive: the share of least expected squared error.
+//! Rows count by the inverse of their noise, as for a mean of what is measured with different precision: of tokens a few have
+//! values, and errors, many times those of the rest, and would decide for all. A mean over few images is uncertain, and a
+//! correction by chance is an error. Of a mean `m` with standard error `s` over images the share `1 - s^2 / m^2` is taken, if
+//! positive: the share of least expected squared error.
 
 use std::sync::Mutex;
 

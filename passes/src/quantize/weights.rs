@@ -124,10 +124,10 @@ pub(crate) fn quantize_groups(
         }
     }
     let scales: Vec<f64> = best.iter().zip(floor).map(|(b, &floor)| f64::from(b.1).max(floor)).collect();
-    let steps = |i: usize| factors.of[i / (rows * columns) * columns + i % columns];
+    let factor = |i: usize| f64::from(factors.of[i / (rows * columns) * columns + i % columns]);
     let whole = |(i, &x): (usize, &f32)| {
-        let step = f64::from(steps(i)) * scales[i % columns];
-        (f64::from(x) / step).round_ties_even().clamp(low.into(), high.into()) * f64::from(steps(i))
+        let code = (f64::from(x) / (factor(i) * scales[i % columns])).round_ties_even();
+        code.clamp(low.into(), high.into()) * factor(i)
     };
     let ints = w.iter().enumerate().map(|x| whole(x) as i8).collect();
     (Weights { ints, scales }, factors)

@@ -7,7 +7,7 @@ use super::Table;
 use crate::call::Call;
 use crate::import::Slot;
 use crate::known::{Kind, Known, Linear};
-use crate::problem::{Fallible, invalid, unsupported};
+use crate::problem::{Fallible, Problem, invalid, unsupported};
 use crate::proto::dtype;
 use crate::tensor::{self, Integers};
 
@@ -85,13 +85,17 @@ fn block_size(call: &Call<'_, '_>) -> Fallible<Option<usize>> {
     }
 }
 
+fn blocks_of_activations() -> Problem {
+    unsupported("blocks of activations that have a scale each are not supported")
+        .help("quantize activations with one scale for all")
+}
+
 /// Constants of which every `size` elements along the axis have a scale of their own, as floats: no integer product takes them
 /// as they are, so the passes quantize them anew, with a scale a channel. The module's notes count them.
 fn read_blocks(call: &mut Call<'_, '_>, at: At, size: usize) -> Fallible<ValueId> {
     let slot = call.slot(at.x)?;
     if slot.value.is_some() {
-        return Err(unsupported("blocks of activations that have a scale each are not supported")
-            .help("quantize activations with one scale for all"));
+        return Err(blocks_of_activations());
     }
     let data_type = type_of(call, &slot).or(zero_type(call, at)?).unwrap_or(dtype::INT32);
     let integers = integers_of(call, at.x, &slot, data_type)?;
@@ -226,8 +230,7 @@ fn limits(data_type: i32) -> (i64, i64) {
 fn grid(call: &mut Call<'_, '_>, at: At, data_type: i32, shape: &Shape) -> Fallible<Grid> {
     let mut wrong = Vec::new();
     if block_size(call)?.is_some() {
-        return Err(unsupported("blocks of activations that have a scale each are not supported")
-            .help("quantize activations with one scale for all"));
+        return Err(blocks_of_activations());
     }
     let scale = scales(call, at, &mut wrong)?;
     let mut zero = match call.name(at.zero) {
