@@ -57,7 +57,7 @@ pub(crate) fn meet(a: Interval, b: Interval) -> Interval {
 pub(crate) struct LaneSpec {
     /// The program.
     pub program: Program,
-    /// For each input, bits that hold its values (sign included), when fewer than its element type has.
+    /// For each input, bits that hold its values (sign included) and their opposites, when it is known.
     pub bits: Vec<Option<u32>>,
 }
 
@@ -72,9 +72,42 @@ impl LaneSpec {
     fn input_interval(&self, n: usize) -> Interval {
         let (lo, hi) = self.program.inputs[n].elem.range().expect("lane inputs are integers");
         match self.bits.get(n).copied().flatten() {
-            Some(bits) => meet((-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1), (lo.into(), hi.into())),
+            Some(bits) => meet((1 - (1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1), (lo.into(), hi.into())),
             None => (lo.into(), hi.into()),
         }
+    }
+
+    /// Drops the inputs from the second on that the program's result does not depend on; which of them stay.
+    pub(crate) fn drop_unread(&mut self) -> Vec<bool> {
+        let program = &mut self.program;
+        let widths = program.widths().expect("the verifier accepted the lane program");
+        let mut live = vec![false; program.insts.len()];
+        live.iter_mut().last().into_iter().for_each(|last| *last = true);
+        for i in (0..live.len()).rev() {
+            if live[i] {
+                program.insts[i].operands().into_iter().for_each(|r| live[r as usize] = true);
+            }
+        }
+        let mut read = vec![false; program.inputs.len()];
+        for ((inst, live), width) in program.insts.iter_mut().zip(live).zip(widths) {
+            match *inst {
+                Inst::Load(n) if n > 0 && !live => *inst = Inst::Const(0, width),
+                Inst::Load(input) | Inst::Table { input, .. } => read[input as usize] = true,
+                _ => {}
+            }
+        }
+        read[0] = true;
+        let place = |n: u32| read[..n as usize].iter().filter(|read| **read).count() as u32;
+        for inst in &mut program.insts {
+            match inst {
+                Inst::Load(input) | Inst::Table { input, .. } => *input = place(*input),
+                _ => {}
+            }
+        }
+        let (mut stays, mut known) = (read.iter(), read.iter());
+        program.inputs.retain(|_| stays.next() == Some(&true));
+        self.bits.retain(|_| known.next() == Some(&true));
+        read.split_off(1)
     }
 
     /// Whether the program only passes its first input on.

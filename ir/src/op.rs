@@ -218,8 +218,8 @@ ops! {
     IntClamp = "int.clamp" Int ["x"] { lo: i64, hi: i64 } infer::same_int;
     /// `table[x - min(x's type)]` for 8-bit `x`; the table has 256 entries of the result's element type.
     IntTable = "int.table" Int ["x", "table"] { } infer::table;
-    /// HardSwish of `i16` in steps of `6 * 2^(shift-15)`, in the same steps: `h = clamp(x, -2^(14-shift), 2^(14-shift) - 1) + 2^(14-shift) << shift`, which is `min(max(x + 3, 0), 6) / 6` in 15 bits, and `y = x * h + 2^14 >> 15`. `shift` is 0 to 14.
-    IntHardSwish = "int.hardswish" Int ["x"] { shift: u32 } infer::hardswish_int;
+    /// HardSwish of `i16` in steps of `6 * 2^(shift-15)`, in the same steps: `h = clamp(x, -2^(14-shift), 2^(14-shift) - 1) + 2^(14-shift) << shift`, which is `min(max(x + 3, 0), 6) / 6` in 15 bits, and `y = x * h + 2^14 >> 15`. `shift` is -14 to 14; below 0, where no value leaves the open part of the gate, `h = (x >> -shift) + 2^14`.
+    IntHardSwish = "int.hardswish" Int ["x"] { shift: i64 } infer::hardswish_int;
     /// Exponential of a row for softmax with deferred normalisation. Over the last dimension: `d = min(max(x) - x, limit)`, `t = d * multiplier >> shift`, `y = (256 table[t mod 2^f] >> h) + dither[i] >> 8` with `2^f` the table's length, `h = table_bits + (t >> f)` and `dither[i] = (128 + 158 i) mod 256` for column `i`, so that `y = p * 2^(-t/2^f)`, rounded where the column says, and each row's maximum is `p`, what the table starts with: 255, or 2^b - 1 for maps of b bits. `y` fits `u8`: a table that breaks this is an error.
     IntExp = "int.exp" Int ["x", "table"] { limit: i64, multiplier: i64, shift: u32, table_bits: u32 } infer::exp_int;
     /// Sum over `axis` in `i32`.

@@ -3,6 +3,7 @@
 use cranelift_module::Module as Backend;
 use vitc_ir::lane::Access;
 use vitc_ir::{Const, Elem, ImageLayout, Node, Op, Shape};
+use vitc_runtime::Buffer;
 
 use super::product::{Numbers, Product, Right, reading, single, zero_points};
 use super::{Call, Lowered, Planner, Refusal, extent, flat_over, lane_word, product_of, spread};
@@ -13,7 +14,13 @@ use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, View, merge};
 use crate::wide::depthwise::WideDepthwise;
 use crate::wide::gemm::WideGemm;
-use crate::wide::lane::ROW;
+use crate::wide::lane::{ROW, interleaved};
+
+/// An input of a lane program: where it lies, or elements of so many bytes, one for each channel.
+enum Given {
+    Buffer(Buffer),
+    Channels(Vec<u8>, usize),
+}
 
 /// Attributes of a convolution node.
 pub(super) struct Geometry {
@@ -173,7 +180,6 @@ impl<M: Backend> Planner<'_, M> {
         let starts = (0..channels * wider).map(|c| (bias[c % channels] - x_zero * sum(c)) as i32);
         let mut starts: Vec<u8> = starts.flat_map(i32::to_le_bytes).collect();
         starts.resize(starts.len().next_multiple_of(4 * ROW), 0);
-        let packed = crate::depthwise::pack_weights(&weights, channels * wider, taps);
         let shape = Shape(vec![result.shape.0[0], down.into(), (across / wider).into(), (channels * wider).into()]);
         let laid = |view: &View, elem: Elem, columns: Option<Columns>| -> Lowered<Operand> {
             let dims = (0..4).map(|d| flat_over(view, &result.shape, &[d])).collect();
@@ -184,31 +190,29 @@ impl<M: Backend> Planner<'_, M> {
             Ok(Operand { elem, offset: view.offset, rows, columns })
         };
         let (a_buffer, view) = self.operand(node.operands[0])?;
-        let (weights, starts, to) = (self.pool(packed), self.pool(starts), self.buffer(node.result)?);
-        let mut args = vec![a_buffer, weights, to, starts];
         let out = laid(&View::contiguous(&result.shape).ok_or("the batch would be squared")?, result.elem, None)?;
-        let mut extras = Vec::new();
+        let (mut extras, mut given) = (Vec::new(), Vec::new());
         for (&v, input) in parts.extras.iter().zip(&parts.program.inputs[1..]) {
             let single = self.module.ty(v).shape.count() == Some(1.into());
             let (buffer, operand) = match (input.access, self.const_of(v)) {
                 (Access::Channel, Some(c)) if !single => {
-                    let repeated = c.data.repeat(wider);
+                    let repeated = Given::Channels(c.data.repeat(wider), input.elem.bytes());
                     let operand = Operand {
                         elem: input.elem,
                         offset: Lin::ZERO,
                         rows: vec![Lin::ZERO; 3],
                         columns: Columns::Stride(1),
                     };
-                    (self.pool(repeated), operand)
+                    (repeated, operand)
                 }
                 _ => {
                     let (buffer, view) = self.operand(v)?;
                     let view = spread(&view, &self.module.ty(v).shape, input.access, &result.shape, 3)?;
                     let table = (input.access == Access::Table).then_some(Columns::Table);
-                    (buffer, laid(&view, input.elem, table)?)
+                    (Given::Buffer(buffer), laid(&view, input.elem, table)?)
                 }
             };
-            args.push(buffer);
+            given.push(buffer);
             extras.push(operand);
         }
         let depthwise = Depthwise {
@@ -230,6 +234,17 @@ impl<M: Backend> Planner<'_, M> {
         let constants = parts.extras.iter().map(|&v| self.const_of(v).is_some()).collect();
         let widened = WideDepthwise::of(&depthwise, constants).map(Spec::WideDepthwise);
         let spec = self.widest(widened, Spec::Depthwise(depthwise))?;
+        let is_interleaved = matches!(&spec, Spec::WideDepthwise(wide) if wide.is_interleaved());
+        let (packed, starts) = match &spec {
+            Spec::WideDepthwise(wide) => (wide.pack_weights(&weights), interleaved(&starts, 4)),
+            _ => (crate::depthwise::pack_weights(&weights, channels * wider, taps), starts),
+        };
+        let mut args = vec![a_buffer, self.pool(packed), self.buffer(node.result)?, self.pool(starts)];
+        args.extend(given.into_iter().map(|given| match given {
+            Given::Buffer(buffer) => buffer,
+            Given::Channels(elements, bytes) if is_interleaved => self.pool(interleaved(&elements, bytes)),
+            Given::Channels(elements, _) => self.pool(elements),
+        }));
         let items = extent(product_of(&result.shape.0[..2])?);
         let macs = result.shape.count().map_or(0, |d| d.size as u64) * taps as u64;
         self.step(Call { spec, name, args, items, grain, macs })

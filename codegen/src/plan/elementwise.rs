@@ -179,9 +179,13 @@ fn requantize15(pre_shift: u32, post_shift: u32, zero_point: i64) -> Vec<Inst> {
 }
 
 /// The element times its gate.
-fn hardswish(shift: u32) -> Vec<Inst> {
+fn hardswish(shift: i64) -> Vec<Inst> {
+    let by = shift.unsigned_abs() as u32;
+    if shift < 0 {
+        let half = Inst::Const(1 << 14, Width::W32);
+        return vec![Inst::Load(0), Inst::Shr(0, by), half, Inst::Add(1, 2), Inst::MulHigh15(0, 3)];
+    }
     let three = 1 << (14 - shift);
-    let gate =
-        [Inst::Clamp(0, -three, three - 1), Inst::Const(three, Width::W32), Inst::Add(1, 2), Inst::Shl(3, shift)];
+    let gate = [Inst::Clamp(0, -three, three - 1), Inst::Const(three, Width::W32), Inst::Add(1, 2), Inst::Shl(3, by)];
     [Inst::Load(0)].into_iter().chain(gate).chain([Inst::MulHigh15(0, 4)]).collect()
 }

@@ -425,9 +425,9 @@ impl<M: Backend> Planner<'_, M> {
     }
 }
 
-/// Bits that hold every element of an integer constant, sign included.
+/// Bits that hold every element of an integer constant and its opposite, sign included.
 fn bits_of(c: &Const) -> Option<u32> {
-    let most = c.ints().into_iter().map(|v| if v < 0 { !v } else { v }).max()?;
+    let most = c.ints().into_iter().map(i64::unsigned_abs).max()?;
     Some(65 - most.leading_zeros())
 }
 

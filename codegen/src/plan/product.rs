@@ -159,7 +159,9 @@ impl<M: Backend> Planner<'_, M> {
         let key = format!("gemm_{}{word}__m{}k{}n{}", gemm.a.elem, n.rows(), n.k, n.n);
         let items = extent(product_of(&sizes)?);
         let made = match self.widened(&gemm, apart, &parts.extras, &right, (&n, &key))? {
-            Some((wide, bias)) => {
+            Some(Widened { mut wide, bias, kept }) => {
+                extra_buffers = retained(&extra_buffers, &kept);
+                wide.order.iter_mut().for_each(|order| order.arg = 4 + extra_buffers.len());
                 let offer = self.offer(key, &wide, matches!(right, Right::Weights { nibbles: true, .. }));
                 let (items, grain) = if wide.by_columns {
                     (Extent { per_batch: 0, fixed: n.n.div_ceil(PANEL) }, 1)
@@ -205,7 +207,7 @@ impl<M: Backend> Planner<'_, M> {
         extras: &[ValueId],
         right: &Right,
         (n, key): (&Numbers, &str),
-    ) -> Lowered<Option<(WideGemm, Option<Vec<i64>>)>> {
+    ) -> Lowered<Option<Widened>> {
         let (choice, core) = (self.options.choices.of(key), Core::of(self.tier));
         // However few rows an image has, a batch may have enough.
         let unit = self.unit(choice, || core.unit(Sizes { rows: n.rows().max(16), k: n.k, n: n.n }));
@@ -214,7 +216,9 @@ impl<M: Backend> Planner<'_, M> {
         }
         let mut gemm = gemm.clone();
         let bias = self.take_bias(&mut gemm.lane.program, extras, gemm.n);
-        let constants = extras.iter().map(|&v| self.const_of(v).is_some()).collect();
+        let kept = gemm.lane.drop_unread();
+        gemm.extras = retained(&gemm.extras, &kept);
+        let constants = retained(extras, &kept).iter().map(|&v| self.const_of(v).is_some()).collect();
         let wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
         let Some(mut wide) = wide.filter(|wide| n.group.is_none() || !wide.is_copied()) else { return Ok(None) };
         wide.group = n.group;
@@ -222,11 +226,11 @@ impl<M: Backend> Planner<'_, M> {
         wide.nibbles = self.streams_nibbles(right, n, choice);
         wide.copied_bytes = choice.copied_bytes.unwrap_or_else(|| copied_bytes(core));
         if let (true, Ok(apart)) = (wide.is_copied(), apart) {
-            apart.enter(&mut wide);
+            apart.enter(&mut wide, &kept);
         }
         let split = choice.split.unwrap_or_else(|| core.split(unit, n.sizes(), wide.grain(), self.options.threads));
         wide.by_columns = split == Split::Columns && wide.has_columns_to_share();
-        Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some((wide, bias)))
+        Ok(self.kernels.fits(&Spec::WideGemm(wide.clone()))?.then_some(Widened { wide, bias, kept }))
     }
 
     /// Takes a constant bias of `n` channels out of a lane program, for the sums to start with.
@@ -384,6 +388,20 @@ fn column_sums(plain: &[u8], n: usize) -> Vec<i64> {
     sums
 }
 
+/// A product as a kernel of the wide tiers.
+struct Widened {
+    wide: WideGemm,
+    /// What the sums start with.
+    bias: Option<Vec<i64>>,
+    /// Which inputs of the lane program from the second on it reads.
+    kept: Vec<bool>,
+}
+
+/// Those of `all` that are kept.
+fn retained<T: Clone>(all: &[T], kept: &[bool]) -> Vec<T> {
+    all.iter().zip(kept).filter(|(_, kept)| **kept).map(|(x, _)| x.clone()).collect()
+}
+
 /// A product as a step.
 struct Made {
     name: String,
@@ -496,11 +514,11 @@ struct Apart {
 }
 
 impl Apart {
-    fn enter(mut self, wide: &mut WideGemm) {
+    fn enter(mut self, wide: &mut WideGemm, kept: &[bool]) {
         if self.sizes.is_empty() {
             return;
         }
-        wide.extras = self.others.split_off(1);
+        wide.extras = retained(&self.others.split_off(1), kept);
         wide.out = self.others.remove(0);
         (wide.a, wide.a_sizes, wide.sizes) = (self.a, self.a_sizes, self.sizes);
     }

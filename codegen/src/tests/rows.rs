@@ -141,6 +141,7 @@ fn standalone_integer_ops() {
     let cheap = Op::IntRequant15 { axis: 2, pre_shift: 5, post_shift: 2, zero_point: -3, to: Elem::I16 };
     let y = node(&mut m, cheap, &[x, s]);
     let y = node(&mut m, Op::IntHardSwish { shift: 3 }, &[y]);
+    let y = node(&mut m, Op::IntHardSwish { shift: -2 }, &[y]);
     let z = input(&mut m, Elem::I16, shape(&[5, 1]));
     let y = node(&mut m, Op::IntAdd { to: Elem::I16 }, &[y, z]);
     let y = node(&mut m, Op::IntMul { a_zero: 4, b_zero: -9 }, &[y, z]);

@@ -24,7 +24,9 @@ use vitc_ir::{Dim, Elem};
 
 use super::asm::{Asm, Assembled, at, z};
 use super::dot::{self, RIGHT, Right, TILE, Tile, sum};
-use super::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, is_supported, masks};
+use super::lane::{
+    Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, emit as emit_lane, emit_rows, is_supported, masks,
+};
 use super::tiles;
 use crate::copy::copy_factors;
 use crate::cost::Unit;
@@ -479,7 +481,7 @@ impl WideGemm {
             }
         }
         self.products(asm, rows, vectors, right)?;
-        (0..rows).try_for_each(|row| self.epilogue(asm, row, columns))
+        self.epilogue(asm, rows, columns)
     }
 
     /// Sums over all of k.
@@ -495,18 +497,30 @@ impl WideGemm {
         Ok(asm.c.mov(UNPACK_TO, slot(Slot::Corrections))?)
     }
 
-    /// The lane program on one row of the tile.
-    fn epilogue(&self, asm: &mut Asm, row: usize, columns: usize) -> Assembled {
-        let sums = Feed::Registers(std::array::from_fn(|v| sum(row, v)));
-        // The registers of the rows before are free as well.
-        let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(RIGHT..32).collect();
-        self.outputs(asm, sums, row, columns, &free)
+    /// The lane program on the rows of the tile.
+    fn epilogue(&self, asm: &mut Asm, rows: usize, columns: usize) -> Assembled {
+        let sums = |row: usize| Feed::Registers(std::array::from_fn(|v| sum(row, v)));
+        let inputs: Vec<Vec<Feed>> = (0..rows).map(|row| self.feeds(sums(row), row)).collect();
+        // The registers of the rows before are free as well, when rows come one after the other.
+        let free: Vec<Vec<u8>> = (0..rows).map(|row| (0..(row * VECTORS) as u8).chain(RIGHT..32).collect()).collect();
+        let group = |row: usize| Group {
+            inputs: &inputs[row],
+            columns,
+            out: self.place(row),
+            free: &free[row],
+            arrangement: Arrangement::Rows,
+        };
+        emit_rows(asm, &self.lane, &(0..rows).map(group).collect::<Vec<_>>(), &Pins::default())
     }
 
-    /// The lane program on sums of one row, `row` rows on from where outputs and inputs are.
-    pub(super) fn outputs(&self, asm: &mut Asm, sums: Feed, row: usize, columns: usize, free: &[u8]) -> Assembled {
-        let mut inputs = vec![sums];
-        inputs.extend(self.extras.iter().zip(EXTRAS).zip(&self.constants).map(|((o, base), &constant)| {
+    /// Where the results of a row go, `row` rows on from where outputs are.
+    fn place(&self, row: usize) -> (AsmRegister64, i64) {
+        (r8, row as i64 * self.out.row_stride())
+    }
+
+    /// The inputs of the lane program on that row.
+    fn feeds(&self, sums: Feed, row: usize) -> Vec<Feed> {
+        let extras = self.extras.iter().zip(EXTRAS).zip(&self.constants).map(|((o, base), &constant)| {
             let disp = row as i64 * o.row_stride();
             match o.columns {
                 Columns::Stride(_) if constant => Feed::Padded(base, disp),
@@ -514,9 +528,20 @@ impl WideGemm {
                 Columns::Same => Feed::One(base, disp),
                 Columns::Table => Feed::Table(base),
             }
-        }));
-        let out = (r8, row as i64 * self.out.row_stride());
-        emit_lane(asm, &self.lane, &Group { inputs: &inputs, columns, out, free })
+        });
+        [sums].into_iter().chain(extras).collect()
+    }
+
+    /// The lane program on sums of one row, `row` rows on from where outputs and inputs are.
+    pub(super) fn outputs(&self, asm: &mut Asm, sums: Feed, row: usize, columns: usize, free: &[u8]) -> Assembled {
+        let group = Group {
+            inputs: &self.feeds(sums, row),
+            columns,
+            out: self.place(row),
+            free,
+            arrangement: Arrangement::Rows,
+        };
+        emit_lane(asm, &self.lane, &group)
     }
 }
 

@@ -16,7 +16,9 @@
 //! * a constant added after a rounding shift (a zero point) joins the rounding half;
 //! * clamps to what a saturating pack does anyway (before a look-up, before a 16-bit residual add) are left to the pack;
 //! * multipliers of odd lanes are read four bytes on instead of shifted;
-//! * what follows a saturation to 16 bits and stays within them runs in 16-bit lanes (`halves`).
+//! * what follows a saturation to 16 bits and stays within them runs in 16-bit lanes (`halves`);
+//! * several rows run side by side, vector by vector, so that what they share (constants, multipliers, tables) is loaded once
+//!   into what registers are left (`pins`).
 
 /// One instruction with a register or memory as its last operand.
 macro_rules! op {
@@ -31,6 +33,7 @@ macro_rules! op {
 mod arith;
 mod bytes;
 mod halves;
+mod pins;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
@@ -41,6 +44,8 @@ use vitc_ir::lane::{Inst, Reg};
 
 use super::asm::{Asm, Assembled, Fault, at, k, x, y, z};
 use crate::lane::{Held, I32_RANGE, Interval, LaneSpec, fit, meet};
+use pins::Pin;
+pub(crate) use pins::{Pins, pin};
 
 /// Elements of a vector.
 pub(crate) const LANES: usize = 16;
@@ -72,6 +77,35 @@ pub(crate) enum Feed {
     Table(AsmRegister64),
 }
 
+/// Which columns a program's registers hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Arrangement {
+    /// Vector `v` holds columns `16v..16v + 16`.
+    Rows,
+    /// 128-bit part `l` of vector `v` holds columns `16l + 4v..16l + 4v + 4`, which is what packs bring into order; inputs lie in
+    /// memory vector by vector ([`interleaved`]).
+    Interleaved,
+}
+
+/// Whether a program can run on interleaved columns: nothing but constants of columns beside the sums, and a result that is
+/// packed.
+pub(crate) fn can_interleave(spec: &LaneSpec, are_constants: bool) -> bool {
+    let insts = &spec.program.insts;
+    let looks_up = |i: &Inst| matches!(i, Inst::Table { .. });
+    let inner =
+        insts[..insts.len() - 1].iter().any(looks_up) || (insts.iter().any(looks_up) && spec.last_table().is_none());
+    are_constants && !inner && spec.program.output.bytes() <= 2
+}
+
+/// Elements of so many bytes for whole rows of columns, in the order in which interleaved programs load them.
+pub(crate) fn interleaved(elements: &[u8], bytes: usize) -> Vec<u8> {
+    let row = |row: &[u8]| {
+        let column = |at: usize| at % LANES / 4 * LANES + at / LANES * 4 + at % 4;
+        (0..ROW).flat_map(|at| row[column(at) * bytes..][..bytes].to_vec()).collect::<Vec<u8>>()
+    };
+    elements.chunks_exact(ROW * bytes).flat_map(row).collect()
+}
+
 /// A row of outputs.
 pub(crate) struct Group<'g> {
     /// The program's inputs.
@@ -82,6 +116,8 @@ pub(crate) struct Group<'g> {
     pub out: (AsmRegister64, i64),
     /// Vector registers that hold nothing.
     pub free: &'g [u8],
+    /// Which columns are where; interleaved only for 64 of them.
+    pub arrangement: Arrangement,
 }
 
 /// Whether the compiler knows all that the program does.
@@ -116,20 +152,21 @@ pub(crate) fn masks(asm: &mut Asm, columns: usize) -> Assembled {
 
 /// Emits the program for one row. Clobbers rax.
 pub(crate) fn emit(asm: &mut Asm, spec: &LaneSpec, group: &Group<'_>) -> Assembled {
-    let widths = spec.program.widths().expect("the verifier accepted the lane program");
-    let intervals = spec.intervals(&widths);
-    let mut code = Code {
-        asm,
-        spec,
-        group,
-        intervals,
-        free: group.free.to_vec(),
-        looked_up: vec![None; spec.program.insts.len()],
-        joined: Vec::new(),
-        slots: Vec::new(),
-        alias: Vec::new(),
-    };
-    code.run()
+    emit_rows(asm, spec, std::slice::from_ref(group), &Pins::default())
+}
+
+/// Emits the program for several rows of as many columns: side by side where the registers suffice that are free beside all of
+/// their inputs, else one after the other, each with those that are free by then. Some may hold something already. Clobbers rax.
+pub(crate) fn emit_rows(asm: &mut Asm, spec: &LaneSpec, rows: &[Group<'_>], pins: &Pins) -> Assembled {
+    let singly = |asm: &mut Asm| rows.chunks(1).try_for_each(|row| Code::new(asm, spec, row, pins).run());
+    if rows.len() < 2 {
+        return singly(asm);
+    }
+    match Code::new(&mut Asm::leaf()?, spec, rows, pins).run() {
+        Ok(()) => Code::new(asm, spec, rows, pins).run(),
+        Err(Fault::Registers) => singly(asm),
+        fault => fault,
+    }
 }
 
 /// A vector register; a temporary one becomes free after its last use.
@@ -143,7 +180,7 @@ struct Vector {
 enum Value {
     Const(i64),
     /// Sixteen `i32` in memory, used where they lie.
-    Memory(AsmMemoryOperand),
+    Memory(AsmRegister64, i64),
     Word(Vector),
     Long(Vector, Vector),
 }
@@ -180,14 +217,24 @@ struct Joined {
     constant: i64,
 }
 
-struct Code<'c> {
-    asm: &'c mut Asm,
+struct Code<'a, 'c> {
+    asm: &'a mut Asm,
     spec: &'c LaneSpec,
+    /// All rows, and the one at hand with its index.
+    rows: &'c [Group<'c>],
     group: &'c Group<'c>,
+    row: usize,
     intervals: Vec<Interval>,
     free: Vec<u8>,
-    /// What a look-up gave.
-    looked_up: Vec<Option<Found>>,
+    /// The fewest registers that were ever free.
+    spare: usize,
+    /// What is held in registers for several uses, and everything that was asked for.
+    pins: Pins,
+    wanted: Vec<Pin>,
+    /// Whether rows may hold for each other what several of them ask for.
+    shares: bool,
+    /// What a look-up gave, row by row.
+    looked_up: Vec<Vec<Option<Found>>>,
     /// Of the stage at hand: constants that join the rounding half of a shift, and the sums they make superfluous.
     joined: Vec<Joined>,
     /// Values of the stage and vector at hand.
@@ -196,7 +243,32 @@ struct Code<'c> {
     alias: Vec<usize>,
 }
 
-impl Code<'_> {
+impl<'a, 'c> Code<'a, 'c> {
+    /// The registers that are free for the first row are so for all.
+    fn new(asm: &'a mut Asm, spec: &'c LaneSpec, rows: &'c [Group<'c>], pins: &Pins) -> Code<'a, 'c> {
+        let widths = spec.program.widths().expect("the verifier accepted the lane program");
+        let free: Vec<u8> = rows[0].free.iter().copied().filter(|&n| !pins.holds(n)).collect();
+        Code {
+            asm,
+            spec,
+            rows,
+            group: &rows[0],
+            row: 0,
+            intervals: spec.intervals(&widths),
+            spare: free.len(),
+            free,
+            pins: pins.clone(),
+            shares: true,
+            wanted: Vec::new(),
+            looked_up: vec![vec![None; spec.program.insts.len()]; rows.len()],
+            joined: Vec::new(),
+            slots: Vec::new(),
+            alias: Vec::new(),
+        }
+    }
+}
+
+impl Code<'_, '_> {
     fn run(&mut self) -> Assembled {
         let insts = &self.spec.program.insts;
         let last = insts.len() - 1;
@@ -204,28 +276,46 @@ impl Code<'_> {
             let &Inst::Table { input, index, bias } = inst else { continue };
             let index = self.unclamped(index, (bias, bias + 255));
             let words = self.stage(index as usize, (bias, bias + 255), self.reads_registers_after(i))?;
-            let bytes = self.index_bytes(&words, bias)?;
-            self.looked_up[i] = Some(match self.spec.program.inputs[input as usize].elem {
-                Elem::I16 => Found::Halves(self.look_up_halves(input as usize, bytes)?),
-                _ => Found::Bytes(self.look_up(input as usize, bytes)?),
-            });
+            let found = self.each_row(|code, row| {
+                let bytes = code.index_bytes(&words[row], bias)?;
+                Ok(match code.spec.program.inputs[input as usize].elem {
+                    Elem::I16 => Found::Halves(code.look_up_halves(input as usize, bytes)?),
+                    _ => Found::Bytes(code.look_up(input as usize, bytes)?),
+                })
+            })?;
+            self.looked_up.iter_mut().zip(found).for_each(|(of, found)| of[i] = Some(found));
         }
-        match self.looked_up[last] {
-            Some(Found::Bytes(bytes)) if self.spec.last_table().is_some() => self.store_bytes(bytes),
-            Some(Found::Halves(halves)) if self.spec.program.output == Elem::I16 => self.store_found_halves(&halves),
-            _ => {
-                let range = self.spec.program.output.range().expect("results are integers");
-                if let Some((value, residual)) = self.residual() {
-                    let words = self.stage(value as usize, range, false)?;
-                    return self.store_halves(&words, Some(residual));
-                }
-                if let Some(tail) = self.tail() {
-                    return self.run_tail(&tail);
-                }
-                let words = self.stage(last, range, false)?;
-                self.store(&words)
-            }
+        match self.looked_up[0][last] {
+            Some(Found::Bytes(_)) if self.spec.last_table().is_some() => self.store_looked_up(last),
+            Some(Found::Halves(_)) if self.spec.program.output == Elem::I16 => self.store_looked_up(last),
+            _ => self.run_end(last),
         }
+    }
+
+    fn store_looked_up(&mut self, i: usize) -> Assembled {
+        self.each_row(|code, row| match code.looked_up[row][i] {
+            Some(Found::Bytes(bytes)) => code.store_bytes(bytes),
+            Some(Found::Halves(halves)) => code.store_found_halves(&halves),
+            None => Ok(()),
+        })?;
+        Ok(())
+    }
+
+    /// What comes after the last look-up.
+    fn run_end(&mut self, last: usize) -> Assembled {
+        let range = self.spec.program.output.range().expect("results are integers");
+        if self.residual().is_some() {
+            let value = self.residual().map_or(last, |(value, _)| value as usize);
+            let words = self.stage(value, range, false)?;
+            self.each_row(|code, row| code.store_halves(&words[row], code.residual().map(|(_, at)| at)))?;
+            return Ok(());
+        }
+        if let Some(tail) = self.tail() {
+            return self.run_tail(&tail);
+        }
+        let words = self.stage(last, range, false)?;
+        self.each_row(|code, row| code.store(&words[row]))?;
+        Ok(())
     }
 
     /// What a clamp to `range` clamps, where a saturating pack to it follows.
@@ -267,7 +357,9 @@ impl Code<'_> {
     // ---- registers
 
     fn take(&mut self) -> Assembled<u8> {
-        self.free.pop().ok_or(Fault::Registers)
+        let n = self.free.pop().ok_or(Fault::Registers)?;
+        self.spare = self.spare.min(self.free.len());
+        Ok(n)
     }
 
     fn give(&mut self, v: Vector) {
@@ -297,7 +389,7 @@ impl Code<'_> {
                 self.give(e);
                 self.give(o);
             }
-            Value::Const(_) | Value::Memory(_) => {}
+            Value::Const(_) | Value::Memory(..) => {}
         }
     }
 
@@ -305,7 +397,7 @@ impl Code<'_> {
         match self.slot(r).value {
             Value::Const(_) => fit(self.intervals[r as usize]).max(Held::I32),
             Value::Long(..) => Held::I64,
-            Value::Memory(_) | Value::Word(_) => Held::I32,
+            Value::Memory(..) | Value::Word(_) => Held::I32,
         }
     }
 
@@ -338,10 +430,15 @@ impl Code<'_> {
         })
     }
 
-    /// The value of `root` in 32-bit lanes, one register for each vector; saturated to `range` where it has more bits.
+    /// The value of `root` in 32-bit lanes, row by row one register for each vector; saturated to `range` where it has more bits.
     /// `again` keeps inputs in registers for later.
-    fn stage(&mut self, root: usize, range: (i64, i64), again: bool) -> Assembled<Vec<u8>> {
-        (0..self.vectors()).map(|v| self.stage_vector(root, range, v, again)).collect()
+    fn stage(&mut self, root: usize, range: (i64, i64), again: bool) -> Assembled<Vec<Vec<u8>>> {
+        let mut words = vec![Vec::new(); self.rows.len()];
+        for v in 0..self.vectors() {
+            let found = self.each_row(|code, _| code.stage_vector(root, range, v, again))?;
+            words.iter_mut().zip(found).for_each(|(row, n)| row.push(n));
+        }
+        Ok(words)
     }
 
     fn stage_vector(&mut self, root: usize, range: (i64, i64), vector: usize, again: bool) -> Assembled<u8> {
@@ -419,7 +516,7 @@ impl Code<'_> {
     }
 
     fn inst(&mut self, i: usize, inst: &Inst, vector: usize, again: bool) -> Assembled<Value> {
-        if let Some(found) = self.looked_up[i] {
+        if let Some(found) = self.looked_up[self.row][i] {
             return self.looked_up_words(i, found, vector);
         }
         let result = self.intervals[i];
@@ -464,13 +561,20 @@ impl Code<'_> {
         match self.group.inputs[n] {
             Feed::Registers(r) => Ok(Value::Word(Vector { n: r[vector], temporary: !again })),
             Feed::Row(base, disp) | Feed::Padded(base, disp) => {
-                let at = at(base, disp + (vector * LANES * elem.bytes()) as i64);
+                let disp = disp + (vector * LANES * elem.bytes()) as i64;
                 if elem == Elem::I32 && !self.is_partial(vector) {
-                    return Ok(Value::Memory(zmmword_ptr(at)));
+                    return Ok(Value::Memory(base, disp));
                 }
-                self.load_row(elem, at, self.is_partial(vector))
+                self.load_row(elem, at(base, disp), self.is_partial(vector))
             }
-            Feed::One(base, disp) => self.load_one(elem, at(base, disp)),
+            Feed::One(base, disp) => match self.pinned(Pin::One(base, disp, elem)) {
+                Some(n) => Ok(Value::Word(Vector { n, temporary: false })),
+                None => {
+                    let n = self.take()?;
+                    Pin::One(base, disp, elem).load(self.asm, n)?;
+                    Ok(temporary(n))
+                }
+            },
             Feed::Table(_) => unreachable!("tables are not loaded"),
         }
     }
@@ -487,35 +591,22 @@ impl Code<'_> {
         Ok(temporary(n))
     }
 
-    fn load_one(&mut self, elem: Elem, at: AsmMemoryOperand) -> Assembled<Value> {
-        use iced_x86::code_asm::{byte_ptr, dword_ptr, word_ptr};
-        let (n, eax) = (self.take()?, registers::gpr32::eax);
-        match elem {
-            Elem::I32 => self.asm.c.vpbroadcastd(z(n), dword_ptr(at))?,
-            Elem::I16 => self.asm.c.movsx(eax, word_ptr(at))?,
-            Elem::I8 => self.asm.c.movsx(eax, byte_ptr(at))?,
-            _ => self.asm.c.movzx(eax, byte_ptr(at))?,
-        }
-        if elem != Elem::I32 {
-            self.asm.c.vpbroadcastd(z(n), eax)?;
-        }
-        Ok(temporary(n))
-    }
-
     /// The value as a register of 32-bit lanes; what had to be loaded stays loaded for later uses.
     fn word(&mut self, r: Reg) -> Assembled<Vector> {
-        let from = match self.slot(r).value {
+        let pin = match self.slot(r).value {
             Value::Word(v) => return Ok(v),
-            Value::Const(c) => self.asm.dword(c),
-            Value::Memory(m) => m,
+            Value::Const(c) => Pin::Dword(c),
+            Value::Memory(base, disp) => Pin::Words(base, disp),
             Value::Long(..) => unreachable!("asked for only where 32 bits suffice"),
         };
-        let n = self.take()?;
-        match self.slot(r).value {
-            Value::Const(_) => self.asm.c.vpbroadcastd(z(n), from)?,
-            _ => self.asm.c.vmovdqu32(z(n), from)?,
-        }
-        let v = Vector { n, temporary: true };
+        let v = match self.pinned(pin) {
+            Some(n) => Vector { n, temporary: false },
+            None => {
+                let n = self.take()?;
+                pin.load(self.asm, n)?;
+                Vector { n, temporary: true }
+            }
+        };
         self.slots[self.alias[r as usize]].as_mut().expect("operands come first").value = Value::Word(v);
         Ok(v)
     }
@@ -523,8 +614,8 @@ impl Code<'_> {
     /// The value as the last operand of an instruction on 32-bit lanes.
     fn source(&mut self, r: Reg) -> Assembled<Source> {
         Ok(match self.slot(r).value {
-            Value::Const(c) => Source::Memory(self.asm.dword(c)),
-            Value::Memory(m) => Source::Memory(m),
+            Value::Const(c) => self.pin_or_memory(Pin::Dword(c)),
+            Value::Memory(base, disp) => self.pin_or_memory(Pin::Words(base, disp)),
             _ => Source::Register(z(self.word(r)?.n)),
         })
     }
@@ -532,9 +623,9 @@ impl Code<'_> {
     /// The value in 64-bit lanes as last operands, and the registers that hold them only for now.
     fn long(&mut self, r: Reg) -> Assembled<([Source; 2], Option<[u8; 2]>)> {
         match self.slot(r).value {
-            Value::Const(c) => Ok(([Source::Memory(self.asm.qword(c)); 2], None)),
+            Value::Const(c) => Ok(([self.pin_or_memory(Pin::Qword(c)); 2], None)),
             Value::Long(e, o) => Ok(([e, o].map(|v| Source::Register(z(v.n))), None)),
-            Value::Word(_) | Value::Memory(_) => {
+            Value::Word(_) | Value::Memory(..) => {
                 let v = self.word(r)?;
                 let (e, o) = (self.take()?, self.take()?);
                 self.asm.c.vpsllq(z(e), z(v.n), 32)?;

@@ -14,7 +14,7 @@ use iced_x86::code_asm::{AsmRegister64, qword_ptr};
 use vitc_ir::Dim;
 
 use super::asm::{Asm, Assembled, at};
-use super::lane::{Feed, Group, ROW, emit as emit_lane, is_supported, masks};
+use super::lane::{Arrangement, Feed, Group, ROW, emit as emit_lane, is_supported, masks};
 use crate::emit::Emit;
 use crate::map::Map;
 use crate::operand::{Columns, Operand, split_index};
@@ -138,7 +138,11 @@ impl WideMap {
         };
         let inputs: Vec<Feed> = INPUTS.into_iter().zip(&self.0.inputs).map(feed).collect();
         let free: Vec<u8> = (0..32).collect();
-        emit_lane(asm, &self.0.lane, &Group { inputs: &inputs, columns, out: (OUT, 0), free: &free })
+        emit_lane(
+            asm,
+            &self.0.lane,
+            &Group { inputs: &inputs, columns, out: (OUT, 0), free: &free, arrangement: Arrangement::Rows },
+        )
     }
 }
 

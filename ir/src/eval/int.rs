@@ -161,9 +161,13 @@ fn mul(call: &Call, a_zero: i64, b_zero: i64) -> Evaluated {
 }
 
 /// One element of `int.hardswish`. The gate lies in 0..2^15, so the product fits.
-fn hardswish(x: i32, shift: u32) -> i32 {
-    let three = 1i32 << (14 - shift);
-    let gate = (x.clamp(-three, three - 1) + three) << shift;
+fn hardswish(x: i32, shift: i64) -> i32 {
+    let gate = if shift < 0 {
+        (x >> -shift) + (1 << 14)
+    } else {
+        let three = 1i32 << (14 - shift);
+        (x.clamp(-three, three - 1) + three) << shift
+    };
     (x * gate + (1 << 14)) >> 15
 }
 

@@ -250,7 +250,7 @@ pub(crate) fn same_int(op: &Op, operands: &[&TensorType]) -> Inferred {
 pub(crate) fn hardswish_int(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::IntHardSwish { shift } = op else { unreachable!() };
     want_elem(operands[0], &[Elem::I16], "x")?;
-    ensure(*shift <= 14, || format!("shift {shift} is outside 0..=14"))?;
+    ensure((-14..=14).contains(shift), || format!("shift {shift} is outside -14..=14"))?;
     Ok(TensorType::new(Elem::I16, operands[0].shape.clone()))
 }
 

@@ -4,6 +4,7 @@ use vitc_ir::lane::{Access, Input, Inst, Program, Reg, Width};
 use vitc_ir::{Def, Elem, ImageLayout, Module, Node, Op, Shape, TensorType, ValueId};
 
 use super::{channel_access, lane_const};
+use crate::integerize::intervals::Interval;
 
 /// Nodes computed as one: a matrix product or convolution, or nothing, and the elementwise ops after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,18 +194,18 @@ impl Epilogue {
     }
 
     /// Appends one op of the chain that consumes `value`.
-    pub fn append(&mut self, module: &Module, node: &Node, value: ValueId) -> Result<(), String> {
+    pub fn append(&mut self, module: &Module, node: &Node, value: ValueId, known: &[Interval]) -> Result<(), String> {
         match &node.op {
             Op::IntRequant { x_zero, shift, zero_point, to, .. } => {
                 self.add_constant(-x_zero);
                 let c = module.const_of(node.operands[1]).ok_or("a multiplier is a constant")?;
                 let m = self.load(node.operands[1], Elem::I32, channel_access(c));
-                self.dyadic(m, *shift, *zero_point, *to);
+                self.dyadic(m, *shift, *zero_point, *to, known[value.0 as usize].room(*x_zero));
             }
             Op::IntRequantRows { shift, zero_point, to } => {
                 let access = row_access(&module.ty(node.operands[1]).shape, &module.ty(value).shape);
                 let m = self.load(node.operands[1], Elem::I32, access);
-                self.dyadic(m, *shift, *zero_point, *to);
+                self.dyadic(m, *shift, *zero_point, *to, known[value.0 as usize].room(0));
             }
             Op::IntMul { .. } if by_element(module, node, value) => {
                 let b = self.other(module, node, value);
@@ -258,8 +259,15 @@ impl Epilogue {
     }
 
     /// `((x * m + half) >> shift) + zero_point`, saturated. From 32 shifts on, the quotient of a 62-bit product fits 31 bits, so
-    /// the rest happens in 32-bit lanes.
-    fn dyadic(&mut self, multiplier: Reg, shift: u32, zero_point: i64, to: Elem) {
+    /// the rest happens in 32-bit lanes; a value with room for it is shifted left first, to get there.
+    fn dyadic(&mut self, multiplier: Reg, shift: u32, zero_point: i64, to: Elem, room: u32) {
+        let left = 32u32.saturating_sub(shift);
+        let shift = if left > 0 && left <= room {
+            self.step(Inst::Shl(self.current, left));
+            32
+        } else {
+            shift
+        };
         self.step(Inst::MulWide(self.current, multiplier));
         self.step(Inst::RoundShr(self.current, shift));
         if shift >= 32 {
@@ -278,12 +286,18 @@ impl Epilogue {
     }
 
     /// The value times `min(max(x + 3, 0), 6) / 6` in 15 bits.
-    fn hardswish(&mut self, shift: u32) {
-        let (x, three) = (self.current, 1 << (14 - shift));
-        self.step(Inst::Clamp(x, -three, three - 1));
-        self.add_constant(three);
+    fn hardswish(&mut self, shift: i64) {
+        let x = self.current;
+        if shift < 0 {
+            self.step(Inst::Shr(x, shift.unsigned_abs() as u32));
+            self.add_constant(1 << 14);
+        } else {
+            let three = 1 << (14 - shift);
+            self.step(Inst::Clamp(x, -three, three - 1));
+            self.add_constant(three);
+        }
         if shift > 0 {
-            self.step(Inst::Shl(self.current, shift));
+            self.step(Inst::Shl(self.current, shift as u32));
         }
         self.step(Inst::MulHigh15(x, self.current));
     }

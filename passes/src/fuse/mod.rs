@@ -22,6 +22,7 @@ use vitc_ir::lane::{Access, Inst, Width};
 use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, ImageLayout, Module, Node, Op, Stage, ValueId};
 
 use crate::clean::draft::{Draft, Fired};
+use crate::integerize::intervals::{self, Interval};
 use attention::Attention;
 use chain::{Chain, Epilogue};
 
@@ -30,8 +31,13 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
     let mut moved = Fired::new();
     let module = around_movement(tabulate::run(module).map_err(Diagnostics::from)?, &mut moved);
     let groups = groups(&module);
-    let mut fuse =
-        Fuse { source: &module, target: module.successor(Stage::Fuse), map: HashMap::new(), fired: BTreeMap::new() };
+    let mut fuse = Fuse {
+        source: &module,
+        known: intervals::of(&module),
+        target: module.successor(Stage::Fuse),
+        map: HashMap::new(),
+        fired: BTreeMap::new(),
+    };
     for input in &module.inputs {
         let value = fuse.target.input(input.name.clone(), module.ty(input.value).clone());
         fuse.map.insert(input.value, value);
@@ -116,6 +122,8 @@ fn place(d: Diagnostic, node: &Node) -> Diagnostic {
 
 struct Fuse<'a> {
     source: &'a Module,
+    /// What is known of the integers of each of its values.
+    known: Vec<Interval>,
     target: Module,
     map: HashMap<ValueId, ValueId>,
     fired: BTreeMap<String, usize>,
@@ -171,7 +179,7 @@ impl Fuse<'_> {
         let mut current =
             if matches!(head.op, Op::IntMatMul { .. } | Op::IntConv2d { .. }) { head.result } else { chain.start };
         for &n in rest {
-            epilogue.append(source, &source.nodes[n], current)?;
+            epilogue.append(source, &source.nodes[n], current, &self.known)?;
             current = source.nodes[n].result;
         }
         let (program, extras) = epilogue.finish(to);

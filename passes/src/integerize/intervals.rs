@@ -6,7 +6,7 @@ use super::report::Accumulator;
 
 /// What is known of the integers of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Interval {
+pub(crate) struct Interval {
     lo: i64,
     hi: i64,
     /// Bound on the sum of a row, tighter than its length times `hi`. For softmax maps.
@@ -23,30 +23,41 @@ impl Interval {
     fn magnitude(self) -> i64 {
         self.lo.abs().max(self.hi.abs())
     }
+
+    /// Bits by which every one of the integers less `zero` can be shifted left within 32.
+    pub(crate) fn room(self, zero: i64) -> u32 {
+        let bits = i64::BITS - shifted(self, zero).magnitude().leading_zeros();
+        31u32.saturating_sub(bits)
+    }
+}
+
+/// What is known of every value of a module of stage `integerize`, in the order of its values.
+pub(crate) fn of(module: &Module) -> Vec<Interval> {
+    let mut known: Vec<Interval> = Vec::with_capacity(module.values.len());
+    for (v, value) in module.values.iter().enumerate() {
+        known.push(match value.def {
+            Def::Node(n) => node_interval(module, &module.nodes[n], &known),
+            Def::Const(c) => const_interval(&module.consts[c]),
+            Def::Input(_) => of_type(module, ValueId(v as u32)),
+        });
+    }
+    known
 }
 
 /// The proof for every accumulator of a module of stage `integerize`; diagnostics for those that can overflow.
 pub fn prove(module: &Module) -> Result<Vec<Accumulator>, Diagnostics> {
-    let mut known: Vec<Interval> = Vec::with_capacity(module.values.len());
+    let known = of(module);
     let mut proofs = Vec::new();
     let mut problems = Diagnostics::default();
-    for (v, value) in module.values.iter().enumerate() {
-        let interval = match value.def {
-            Def::Node(n) => {
-                let node = &module.nodes[n];
-                let interval = node_interval(module, node, &known);
-                if let Some(Interval { lo, hi, .. }) = accumulator(module, node, interval, &known) {
-                    proofs.push(Accumulator { loc: node.loc.clone(), op: node.op.name(), lo, hi });
-                    if lo < i32::MIN.into() || hi > i32::MAX.into() {
-                        problems.push(overflow(node, lo, hi));
-                    }
-                }
-                interval
+    for (value, &interval) in module.values.iter().zip(&known) {
+        let Def::Node(n) = value.def else { continue };
+        let node = &module.nodes[n];
+        if let Some(Interval { lo, hi, .. }) = accumulator(module, node, interval, &known) {
+            proofs.push(Accumulator { loc: node.loc.clone(), op: node.op.name(), lo, hi });
+            if lo < i32::MIN.into() || hi > i32::MAX.into() {
+                problems.push(overflow(node, lo, hi));
             }
-            Def::Const(c) => const_interval(&module.consts[c]),
-            Def::Input(_) => of_type(module, ValueId(v as u32)),
-        };
-        known.push(interval);
+        }
     }
     problems.or(proofs)
 }

@@ -10,7 +10,7 @@ mod cost;
 mod extract;
 mod facts;
 mod function;
-mod intervals;
+pub(crate) mod intervals;
 mod regions;
 pub mod report;
 pub mod rule;

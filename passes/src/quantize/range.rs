@@ -170,7 +170,7 @@ fn no_finer(quant: Quant, scale: f64) -> Quant {
 /// Steps in which the interval from -3 to 3, where the gate of HardSwish is open in part, has a power of two of them.
 fn gate_steps(quant: &Quant) -> Quant {
     let unit = 6.0 / 32768.0;
-    let shift = (quant.scale_at(0) / unit).log2().ceil().clamp(0.0, 14.0);
+    let shift = (quant.scale_at(0) / unit).log2().ceil().clamp(-14.0, 14.0);
     Quant::per_tensor(unit * shift.exp2(), 0)
 }
 

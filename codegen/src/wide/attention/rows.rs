@@ -19,7 +19,7 @@ use crate::lane::LaneSpec;
 use crate::operand::Operand;
 use crate::wide::asm::{Asm, Assembled, at, z};
 use crate::wide::dot::{self, RIGHT, Right, Tile, sum};
-use crate::wide::lane::{Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, masks};
+use crate::wide::lane::{Arrangement, Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, masks};
 
 /// The leaf's block.
 const Q: usize = 0;
@@ -138,7 +138,11 @@ impl Rows<'_> {
             let inputs = [Feed::Registers(sums), Feed::One(r13, 4 * row as i64)];
             let free: Vec<u8> = (0..(row * VECTORS) as u8).chain(RIGHT..32).collect();
             let to = (r8, row as i64 * self.out.row_stride() + (panel * self.out.elem.bytes()) as i64);
-            emit_lane(asm, self.lane, &Group { inputs: &inputs, columns, out: to, free: &free })?;
+            emit_lane(
+                asm,
+                self.lane,
+                &Group { inputs: &inputs, columns, out: to, free: &free, arrangement: Arrangement::Rows },
+            )?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-impl Code<'_> {
+impl Code<'_, '_> {
     pub(super) fn binary(
         &mut self,
         a: Reg,
@@ -73,13 +73,15 @@ impl Code<'_> {
         self.asm.c.vpsrlq(z(odd), z(x), 32)?;
         match self.slot(b).value {
             Value::Const(c) => {
-                let c = self.asm.qword(c);
-                self.asm.c.vpmuldq(z(even), z(x), c)?;
-                self.asm.c.vpmuldq(z(odd), z(odd), c)?;
+                let c = self.pin_or_memory(Pin::Qword(c));
+                op!(self.asm, vpmuldq, z(even), z(x), c)?;
+                op!(self.asm, vpmuldq, z(odd), z(odd), c)?;
             }
-            Value::Memory(m) if self.is_padded(b) => {
-                self.asm.c.vpmuldq(z(even), z(x), m)?;
-                self.asm.c.vpmuldq(z(odd), z(odd), m + 4)?;
+            Value::Memory(base, disp) if self.is_padded(b) => {
+                let (evens, odds) =
+                    (self.pin_or_memory(Pin::Words(base, disp)), self.pin_or_memory(Pin::Words(base, disp + 4)));
+                op!(self.asm, vpmuldq, z(even), z(x), evens)?;
+                op!(self.asm, vpmuldq, z(odd), z(odd), odds)?;
             }
             _ => {
                 let y = self.source(b)?;
@@ -104,6 +106,10 @@ impl Code<'_> {
         matches!(self.spec.program.insts[root], Inst::Load(n) if matches!(self.group.inputs[n as usize], Feed::Padded(..)))
     }
 
+    fn dword(&mut self, c: i64) -> Source {
+        self.pin_or_memory(Pin::Dword(c))
+    }
+
     /// `(a*b + 2^14) >> 15`, at most 32767.
     pub(super) fn multiply_high(&mut self, a: Reg, b: Reg) -> Assembled<Value> {
         let (x, y) = (self.word(a)?, self.source(b)?);
@@ -111,10 +117,10 @@ impl Code<'_> {
         self.done(b);
         let to = self.take()?;
         op!(self.asm, vpmulld, z(to), z(x.n), y)?;
-        let (half, most) = (self.asm.dword(1 << 14), self.asm.dword(i64::from(i16::MAX)));
-        self.asm.c.vpaddd(z(to), z(to), half)?;
+        let (half, most) = (self.dword(1 << 14), self.dword(i64::from(i16::MAX)));
+        op!(self.asm, vpaddd, z(to), z(to), half)?;
         self.asm.c.vpsrad(z(to), z(to), 15)?;
-        self.asm.c.vpminsd(z(to), z(to), most)?;
+        op!(self.asm, vpminsd, z(to), z(to), most)?;
         Ok(temporary(to))
     }
 
@@ -147,17 +153,14 @@ impl Code<'_> {
         // A value that fits may leave 32 bits with its rounding half, in a 64-bit lane of the language.
         if fit((x.0, x.1 + half)) == Held::I64 && self.spec.program.widths().is_ok_and(|w| is_long(&w, a)) {
             let to = self.long_copy(a)?;
-            let half = self.asm.qword(1 << (s - 1));
-            for n in to {
-                self.asm.c.vpaddq(z(n), z(n), half)?;
-            }
+            self.add_to_longs(to, 1 << (s - 1))?;
             return self.finish_shift(to, s, result);
         }
         let x = self.word(a)?;
         self.done(a);
         let to = self.take()?;
-        let half = self.asm.dword(1 << (s - 1));
-        self.asm.c.vpaddd(z(to), z(x.n), half)?;
+        let half = self.dword(1 << (s - 1));
+        op!(self.asm, vpaddd, z(to), z(x.n), half)?;
         self.asm.c.vpsrad(z(to), z(to), s.min(31))?;
         Ok(temporary(to))
     }
@@ -199,16 +202,21 @@ impl Code<'_> {
         if s >= 33 && fit(result) != Held::I64 && (plus.is_some() || fit(high) != Held::I64) {
             let n = self.high_halves(to)?;
             let half = (1i64 << (s - 33)) + (plus.unwrap_or(0) << (s - 32));
-            let half = self.asm.dword(half);
-            self.asm.c.vpaddd(z(n), z(n), half)?;
+            let half = self.dword(half);
+            op!(self.asm, vpaddd, z(n), z(n), half)?;
             self.asm.c.vpsrad(z(n), z(n), s - 32)?;
             return Ok(temporary(n));
         }
-        let half = self.asm.qword(1 << (s - 1));
-        for n in to {
-            self.asm.c.vpaddq(z(n), z(n), half)?;
-        }
+        self.add_to_longs(to, 1 << (s - 1))?;
         self.finish_shift(to, s, result)
+    }
+
+    fn add_to_longs(&mut self, to: [u8; 2], constant: i64) -> Assembled {
+        let constant = self.pin_or_memory(Pin::Qword(constant));
+        for n in to {
+            op!(self.asm, vpaddq, z(n), z(n), constant)?;
+        }
+        Ok(())
     }
 
     /// The high halves of even and odd 64-bit lanes; those of odd elements lie where they belong.
@@ -282,13 +290,13 @@ impl Code<'_> {
         let to = self.take()?;
         let mut from = x.n;
         if below {
-            let lo = self.asm.dword(lo);
-            self.asm.c.vpmaxsd(z(to), z(from), lo)?;
+            let lo = self.dword(lo);
+            op!(self.asm, vpmaxsd, z(to), z(from), lo)?;
             from = to;
         }
         if above {
-            let hi = self.asm.dword(hi);
-            self.asm.c.vpminsd(z(to), z(from), hi)?;
+            let hi = self.dword(hi);
+            op!(self.asm, vpminsd, z(to), z(from), hi)?;
             from = to;
         }
         if from != to {
@@ -301,10 +309,10 @@ impl Code<'_> {
     pub(super) fn bound_long(&mut self, a: Reg, lo: i64, hi: i64) -> Assembled {
         let uses = self.slot(a).uses;
         let to = self.long_copy(a)?;
-        let (lo, hi) = (self.asm.qword(lo), self.asm.qword(hi));
+        let (lo, hi) = (self.pin_or_memory(Pin::Qword(lo)), self.pin_or_memory(Pin::Qword(hi)));
         for n in to {
-            self.asm.c.vpmaxsq(z(n), z(n), lo)?;
-            self.asm.c.vpminsq(z(n), z(n), hi)?;
+            op!(self.asm, vpmaxsq, z(n), z(n), lo)?;
+            op!(self.asm, vpminsq, z(n), z(n), hi)?;
         }
         if uses > 1 {
             return Err(Fault::Registers);

@@ -2,19 +2,19 @@
 
 use super::*;
 
-impl Code<'_> {
+impl Code<'_, '_> {
     /// Indices as bytes, in the order of the elements.
     pub(super) fn index_bytes(&mut self, words: &[u8], bias: i64) -> Assembled<u8> {
         if !matches!(bias, 0 | -128) {
-            let by = self.asm.dword(bias);
+            let by = self.pin_or_memory(Pin::Dword(bias));
             for &w in words {
-                self.asm.c.vpsubd(z(w), z(w), by)?;
+                op!(self.asm, vpsubd, z(w), z(w), by)?;
             }
         }
         let bytes = self.pack_bytes(words, bias == -128)?;
         if bias == -128 {
-            let label = self.asm.dword(0x8080_8080);
-            self.asm.c.vpxord(z(bytes), z(bytes), label)?;
+            let signs = self.pin_or_memory(Pin::Dword(0x8080_8080));
+            op!(self.asm, vpxord, z(bytes), z(bytes), signs)?;
         }
         Ok(bytes)
     }
@@ -23,10 +23,20 @@ impl Code<'_> {
     pub(super) fn look_up(&mut self, input: usize, bytes: u8) -> Assembled<u8> {
         let Feed::Table(table) = self.group.inputs[input] else { unreachable!("a look-up names a table") };
         let (low, high) = (self.take()?, self.take()?);
-        let entries = |i: i64| zmmword_ptr(at(table, 64 * i));
+        let entries = |i: i64| Pin::Words(table, 64 * i);
         for (n, i) in [(low, 0), (high, 2)] {
-            self.asm.c.vmovdqu64(z(n), entries(i))?;
-            self.asm.c.vpermt2b(z(n), z(bytes), entries(i + 1))?;
+            match self.pinned(entries(i)) {
+                Some(first) => {
+                    let second = self.pin_or_memory(entries(i + 1));
+                    self.asm.c.vmovdqa64(z(n), z(bytes))?;
+                    op!(self.asm, vpermi2b, z(n), z(first), second)?;
+                }
+                None => {
+                    let second = self.pin_or_memory(entries(i + 1));
+                    entries(i).load(self.asm, n)?;
+                    op!(self.asm, vpermt2b, z(n), z(bytes), second)?;
+                }
+            }
         }
         self.asm.c.vpmovb2m(k(COMPARED), z(bytes))?;
         self.asm.c.vpblendmb(z(bytes).k1(), z(low), z(high))?;
@@ -75,6 +85,7 @@ impl Code<'_> {
             } else {
                 self.asm.c.vmovdqu64(to, z(n))?;
             }
+            self.free.push(n);
         }
         Ok(())
     }
@@ -110,12 +121,21 @@ impl Code<'_> {
         } else {
             self.asm.c.vpackuswb(z(first), z(first), z(second))?;
         }
-        let order = self.asm.dwords(std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32));
-        self.asm.c.vmovdqu32(z(second), order)?;
-        self.asm.c.vpermd(z(first), z(second), z(first))?;
         self.free.extend(words.iter().copied().filter(|&n| n != first && n != second));
         self.free.push(second);
+        self.bytes_in_order(first)?;
         Ok(first)
+    }
+
+    /// Brings 32-bit parts into order that packs of four registers have interleaved, unless the columns already were.
+    pub(super) fn bytes_in_order(&mut self, n: u8) -> Assembled {
+        if self.group.arrangement == Arrangement::Interleaved {
+            return Ok(());
+        }
+        let (order, held) = self.pin_or_load(Pin::QuadOrder)?;
+        self.asm.c.vpermd(z(n), z(order), z(n))?;
+        self.free.extend(held);
+        Ok(())
     }
 
     pub(super) fn store(&mut self, words: &[u8]) -> Assembled {
@@ -129,6 +149,7 @@ impl Code<'_> {
         }
     }
 
+    /// Stores bytes, whose register becomes free.
     pub(super) fn store_bytes(&mut self, bytes: u8) -> Assembled {
         let to = zmmword_ptr(at(self.group.out.0, self.group.out.1));
         if self.group.columns < ROW {
@@ -137,25 +158,23 @@ impl Code<'_> {
             self.asm.c.vmovdqu64(to, z(bytes))?;
         }
         debug_assert_eq!(TAIL_BYTES, 4);
+        self.free.push(bytes);
         Ok(())
     }
 
     /// Saturates words to `i16`, adds a row of them, saturating, if there is one, and stores.
     pub(super) fn store_halves(&mut self, words: &[u8], add: Option<(AsmRegister64, i64)>) -> Assembled {
-        let order = [0u64, 2, 4, 6, 1, 3, 5, 7].map(|i| i.to_le_bytes()).concat();
-        let order = zmmword_ptr(self.asm.bytes(&order));
+        let halves = words.chunks(2).map(|pair| self.pack_halves(pair)).collect::<Assembled<Vec<u8>>>()?;
+        self.halves_in_order(&halves)?;
         for (i, pair) in words.chunks(2).enumerate() {
-            let second = pair[pair.len() - 1];
-            let index = self.take()?;
-            self.asm.c.vpackssdw(z(pair[0]), z(pair[0]), z(second))?;
-            self.asm.c.vmovdqu64(z(index), order)?;
-            self.asm.c.vpermq(z(pair[0]), z(index), z(pair[0]))?;
             let is_partial = self.group.columns < (i + 1) * 32;
             if let Some((base, disp)) = add {
                 let row = zmmword_ptr(at(base, disp + 64 * i as i64));
                 if is_partial {
-                    self.asm.c.vmovdqu16(z(index).k3().z(), row)?;
-                    self.asm.c.vpaddsw(z(pair[0]), z(pair[0]), z(index))?;
+                    let n = self.take()?;
+                    self.asm.c.vmovdqu16(z(n).k3().z(), row)?;
+                    self.asm.c.vpaddsw(z(pair[0]), z(pair[0]), z(n))?;
+                    self.free.push(n);
                 } else {
                     self.asm.c.vpaddsw(z(pair[0]), z(pair[0]), row)?;
                 }
@@ -166,7 +185,7 @@ impl Code<'_> {
             } else {
                 self.asm.c.vmovdqu64(to, z(pair[0]))?;
             }
-            self.free.push(index);
+            self.free.push(pair[0]);
         }
         debug_assert_eq!(TAIL_HALVES, 3);
         Ok(())
@@ -182,6 +201,7 @@ impl Code<'_> {
             }
         }
         debug_assert_eq!(TAIL_WORDS, 5);
+        self.free.extend(words);
         Ok(())
     }
 }

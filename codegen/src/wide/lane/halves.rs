@@ -19,7 +19,7 @@ pub(super) struct Tail {
     uses: Vec<usize>,
 }
 
-impl Code<'_> {
+impl Code<'_, '_> {
     /// The tail of the program, when it has a product that is cheaper in 16 bits.
     pub(super) fn tail(&self) -> Option<Tail> {
         let insts = &self.spec.program.insts;
@@ -57,7 +57,7 @@ impl Code<'_> {
             }
             Inst::Const(..) | Inst::Add(..) | Inst::Sub(..) | Inst::Min(..) | Inst::Max(..) | Inst::Clamp(..) => true,
             Inst::Truncate(_) => true, // what was saturated in 64-bit lanes
-            Inst::Shl(_, s) | Inst::RoundShr(_, s) => s <= 15,
+            Inst::Shl(_, s) | Inst::Shr(_, s) | Inst::RoundShr(_, s) => s <= 15,
             // the instruction wraps where both are -2^15
             Inst::MulHigh15(a, b) => [a, b].iter().any(|&r| self.intervals[r as usize].0 > I16.0.into()),
             _ => false,
@@ -83,44 +83,58 @@ impl Code<'_> {
         narrow(a) && narrow(b) && users.all(|u| matches!(u, Inst::Clamp(_, lo, hi) if (*lo, *hi) == I16))
     }
 
-    /// Emits the program with its tail and stores the row.
+    /// Emits the program with its tail and stores the rows.
     pub(super) fn run_tail(&mut self, tail: &Tail) -> Assembled {
         let words = self.stage(tail.source, I16, false)?;
-        let mut halves = Vec::new();
-        for pair in words.chunks(2) {
-            halves.push(self.pack_halves(pair)?);
+        let mut halves = self.each_row(|code, row| {
+            words[row].chunks(2).map(|pair| code.pack_halves(pair)).collect::<Assembled<Vec<u8>>>()
+        })?;
+        for half in 0..halves[0].len() {
+            let done = self.each_row(|code, row| code.tail_half(tail, half, halves[row][half]))?;
+            halves.iter_mut().zip(done).for_each(|(of, n)| of[half] = n);
         }
-        for (i, half) in halves.iter_mut().enumerate() {
-            *half = self.tail_half(tail, i, *half)?;
-        }
-        match self.spec.program.output {
-            Elem::I16 => self.store_found_halves(&halves),
-            elem => {
-                let bytes = self.join_halves(&halves, elem == Elem::I8)?;
-                self.store_bytes(bytes)
+        self.each_row(|code, row| match code.spec.program.output {
+            Elem::I16 => {
+                code.halves_in_order(&halves[row])?;
+                code.store_found_halves(&halves[row])
             }
-        }
+            elem => {
+                let bytes = code.join_halves(&halves[row], elem == Elem::I8)?;
+                code.store_bytes(bytes)
+            }
+        })?;
+        Ok(())
     }
 
-    /// Two vectors of words as one of halves, saturated and in order; the second becomes free.
-    fn pack_halves(&mut self, pair: &[u8]) -> Assembled<u8> {
+    /// Two vectors of words as one of halves, saturated and interleaved; the second becomes free.
+    pub(super) fn pack_halves(&mut self, pair: &[u8]) -> Assembled<u8> {
         let (first, second) = (pair[0], pair[pair.len() - 1]);
         self.asm.c.vpackssdw(z(first), z(first), z(second))?;
-        self.in_order(first)?;
         if pair.len() > 1 {
             self.free.push(second);
         }
         Ok(first)
     }
 
-    /// Brings 64-bit parts into order that a pack of two registers has interleaved.
-    fn in_order(&mut self, n: u8) -> Assembled {
-        let order = [0u64, 2, 4, 6, 1, 3, 5, 7].map(|i| i.to_le_bytes()).concat();
-        let order = zmmword_ptr(self.asm.bytes(&order));
-        let index = self.take()?;
-        self.asm.c.vmovdqu64(z(index), order)?;
-        self.asm.c.vpermq(z(n), z(index), z(n))?;
-        self.free.push(index);
+    /// Brings columns into order that packs of two registers have interleaved.
+    pub(super) fn halves_in_order(&mut self, halves: &[u8]) -> Assembled {
+        if let (Arrangement::Interleaved, &[first, second]) = (self.group.arrangement, halves) {
+            // Parts of the first and of the second in turn.
+            let (low, high) = (self.take()?, self.take()?);
+            for (to, pin) in [(low, Pin::FirstParts), (high, Pin::LastParts)] {
+                pin.load(self.asm, to)?;
+                self.asm.c.vpermi2q(z(to), z(first), z(second))?;
+            }
+            self.asm.c.vmovdqa64(z(first), z(low))?;
+            self.asm.c.vmovdqa64(z(second), z(high))?;
+            self.free.extend([low, high]);
+            return Ok(());
+        }
+        let (order, held) = self.pin_or_load(Pin::PairOrder)?;
+        for &n in halves {
+            self.asm.c.vpermq(z(n), z(order), z(n))?;
+        }
+        self.free.extend(held);
         Ok(())
     }
 
@@ -134,63 +148,108 @@ impl Code<'_> {
         if halves.len() > 1 {
             self.free.push(second);
         }
-        self.in_order(first)?;
+        self.bytes_in_order(first)?;
         Ok(first)
     }
 
     /// The tail of thirty-two elements, of which `packed` holds the saturated values.
     fn tail_half(&mut self, tail: &Tail, half: usize, packed: u8) -> Assembled<u8> {
         let count = self.spec.program.insts.len();
-        let mut left = tail.uses.clone();
-        let mut held: Vec<Option<u8>> = vec![None; count];
-        held[tail.cut] = Some(packed);
+        let mut held = Halves { of: (0..count).collect(), values: vec![None; count], left: tail.uses.clone() };
+        held.values[tail.cut] = Some(Vector { n: packed, temporary: true });
         for i in (0..count).filter(|&i| i != tail.cut && tail.uses[i] > 0) {
             let inst = self.spec.program.insts[i];
             if matches!(inst, Inst::Const(..)) {
                 continue;
             }
             let operands = self.in_halves(i, tail.cut, tail.source).ok_or(Fault::Registers)?;
-            let to = self.take()?;
-            match inst {
-                Inst::Load(n) => self.load_halves(n as usize, half, to)?,
-                _ => self.half_inst(&inst, &operands, &held, to)?,
+            if self.passes_on(i, &operands, tail) {
+                held.pass_on(i, operands[0], tail.uses[i]);
+                continue;
             }
-            held[i] = Some(to);
+            let value = match inst {
+                Inst::Load(n) => self.load_halves(n as usize, half)?,
+                _ => {
+                    let to = self.take()?;
+                    self.half_inst(i, &operands, &held, to)?;
+                    Vector { n: to, temporary: true }
+                }
+            };
+            held.values[i] = Some(value);
             for r in operands {
-                left[r] -= 1;
-                if let (0, Some(n)) = (left[r], held[r]) {
-                    self.free.push(n);
+                if let Some(v) = held.done(r) {
+                    self.give(v);
                 }
             }
         }
-        held[count - 1].ok_or(Fault::Registers)
+        let result = held.value(count - 1).ok_or(Fault::Registers)?;
+        if result.temporary {
+            return Ok(result.n);
+        }
+        let to = self.take()?;
+        self.asm.c.vmovdqa64(z(to), z(result.n))?;
+        Ok(to)
+    }
+
+    /// Whether an instruction leaves its operand as it is: a clamp to what it is within, or one that a saturating sum does.
+    fn passes_on(&self, i: usize, operands: &[usize], tail: &Tail) -> bool {
+        let insts = &self.spec.program.insts;
+        let Inst::Clamp(_, lo, hi) = insts[i] else { return false };
+        let (least, most) = self.saturated(operands[0]);
+        let summed = || {
+            let mut users = (0..insts.len()).filter(|&u| tail.uses[u] > 0 && insts[u].operands().contains(&(i as Reg)));
+            users.all(|u| self.saturating_sum(u).is_some_and(|(clamp, ..)| clamp == i))
+        };
+        (least >= lo.into() && most <= hi.into()) || summed()
+    }
+
+    /// Of a sum of a constant and a value clamped so that it reaches `i16`'s end: the clamp, the constant, and the least sum.
+    /// Saturating does what the clamp does above, so only the least is left to see to.
+    fn saturating_sum(&self, i: usize) -> Option<(usize, i64, i64)> {
+        let insts = &self.spec.program.insts;
+        let Inst::Add(a, b) = insts[i] else { return None };
+        let (clamp, c) = match (insts[a as usize], insts[b as usize]) {
+            (_, Inst::Const(c, _)) => (a as usize, c),
+            (Inst::Const(c, _), _) => (b as usize, c),
+            _ => return None,
+        };
+        let Inst::Clamp(_, lo, hi) = insts[clamp] else { return None };
+        (c >= 0 && hi + c == I16.1 && lo + c >= I16.0).then_some((clamp, c, lo + c))
+    }
+
+    /// The interval of a value once it is saturated to 16 bits.
+    fn saturated(&self, r: usize) -> Interval {
+        meet(self.intervals[r], (I16.0.into(), I16.1.into()))
     }
 
     /// An instruction on registers of halves and constants.
-    fn half_inst(&mut self, inst: &Inst, operands: &[usize], held: &[Option<u8>], to: u8) -> Assembled {
+    fn half_inst(&mut self, i: usize, operands: &[usize], held: &Halves, to: u8) -> Assembled {
         // a constant goes second; only sums and products have one first
-        let swap = held[operands[0]].is_none() && operands.len() > 1;
+        let swap = held.value(operands[0]).is_none() && operands.len() > 1;
         let (first, second) =
             if swap { (operands[1], operands[0]) } else { (operands[0], operands[operands.len() - 1]) };
-        let x = z(held[first].ok_or(Fault::Registers)?);
+        let x = z(held.value(first).ok_or(Fault::Registers)?.n);
         let (to, y) = (z(to), self.half_source(second, held));
-        match *inst {
+        match self.spec.program.insts[i] {
             Inst::Sub(..) if swap => return Err(Fault::Registers),
+            Inst::Add(..) if self.saturating_sum(i).is_some_and(|(_, _, least)| least > I16.0) => {
+                let least = self.saturating_sum(i).map_or(0, |(_, _, least)| least);
+                op!(self.asm, vpaddsw, to, x, y)?;
+                let least = self.pin_or_memory(Pin::Half(least));
+                op!(self.asm, vpmaxsw, to, to, least)?;
+            }
             Inst::Add(..) => op!(self.asm, vpaddsw, to, x, y)?,
             Inst::Sub(..) => op!(self.asm, vpsubw, to, x, y)?,
             Inst::Min(..) => op!(self.asm, vpminsw, to, x, y)?,
             Inst::Max(..) => op!(self.asm, vpmaxsw, to, x, y)?,
             Inst::MulHigh15(..) => op!(self.asm, vpmulhrsw, to, x, y)?,
             Inst::RoundShr(_, s) => {
-                let power = self.half_constant(1 << (15 - s));
-                self.asm.c.vpmulhrsw(to, x, power)?;
+                let power = self.pin_or_memory(Pin::Half(1 << (15 - s)));
+                op!(self.asm, vpmulhrsw, to, x, power)?;
             }
             Inst::Shl(_, s) => self.asm.c.vpsllw(to, x, s)?,
-            Inst::Clamp(_, lo, hi) => {
-                // what has saturated already is within
-                let interval = meet(self.intervals[first], (I16.0.into(), I16.1.into()));
-                self.clamp_halves((to, x), interval, (lo, hi))?;
-            }
+            Inst::Shr(_, s) => self.asm.c.vpsraw(to, x, s)?,
+            Inst::Clamp(_, lo, hi) => self.clamp_halves((to, x), self.saturated(first), (lo, hi))?,
             _ => self.asm.c.vmovdqa64(to, x)?,
         }
         Ok(())
@@ -205,46 +264,79 @@ impl Code<'_> {
     ) -> Assembled {
         let mut from = x;
         if interval.0 < lo.into() {
-            let lo = self.half_constant(lo);
-            self.asm.c.vpmaxsw(to, from, lo)?;
+            let lo = self.pin_or_memory(Pin::Half(lo));
+            op!(self.asm, vpmaxsw, to, from, lo)?;
             from = to;
         }
         if interval.1 > hi.into() {
-            let hi = self.half_constant(hi);
-            self.asm.c.vpminsw(to, from, hi)?;
-            from = to;
-        }
-        if from == x {
-            self.asm.c.vmovdqa64(to, x)?;
+            let hi = self.pin_or_memory(Pin::Half(hi));
+            op!(self.asm, vpminsw, to, from, hi)?;
         }
         Ok(())
     }
 
-    fn half_source(&mut self, r: usize, held: &[Option<u8>]) -> Source {
-        match (held[r], self.spec.program.insts[r]) {
-            (None, Inst::Const(c, _)) => Source::Memory(self.half_constant(c)),
-            (n, _) => Source::Register(z(n.unwrap_or_default())),
+    fn half_source(&mut self, r: usize, held: &Halves) -> Source {
+        match (held.value(r), self.spec.program.insts[r]) {
+            (None, Inst::Const(c, _)) => self.pin_or_memory(Pin::Half(c)),
+            (v, _) => Source::Register(z(v.map_or(0, |v| v.n))),
         }
     }
 
-    fn half_constant(&mut self, c: i64) -> AsmMemoryOperand {
-        zmmword_ptr(self.asm.bytes(&(c as i16).to_le_bytes().repeat(HALVES)))
-    }
-
-    /// Thirty-two `i16` of an input.
-    fn load_halves(&mut self, n: usize, half: usize, to: u8) -> Assembled {
-        match self.group.inputs[n] {
+    /// Thirty-two `i16` of an input, interleaved as packs leave them.
+    fn load_halves(&mut self, n: usize, half: usize) -> Assembled<Vector> {
+        debug_assert_eq!(TAIL_HALVES, 3);
+        let pin = match self.group.inputs[n] {
             Feed::Row(base, disp) | Feed::Padded(base, disp) => {
-                let from = zmmword_ptr(at(base, disp + 64 * half as i64));
-                debug_assert_eq!(TAIL_HALVES, 3);
-                match self.group.columns < (half + 1) * HALVES {
-                    true => self.asm.c.vmovdqu16(z(to).k3().z(), from)?,
-                    false => self.asm.c.vmovdqu64(z(to), from)?,
+                let disp = disp + 64 * half as i64;
+                if self.group.columns < (half + 1) * HALVES {
+                    let n = self.take()?;
+                    self.asm.c.vmovdqu16(z(n).k3().z(), zmmword_ptr(at(base, disp)))?;
+                    let (order, held) = self.pin_or_load(Pin::PackOrder)?;
+                    self.asm.c.vpermq(z(n), z(order), z(n))?;
+                    self.free.extend(held);
+                    return Ok(Vector { n, temporary: true });
                 }
+                Pin::Packed(base, disp)
             }
-            Feed::One(base, disp) => self.asm.c.vpbroadcastw(z(to), word_ptr(at(base, disp)))?,
+            Feed::One(base, disp) => Pin::HalfOne(base, disp),
             Feed::Registers(_) | Feed::Table(_) => return Err(Fault::Registers),
+        };
+        if let (Pin::Packed(base, disp), None) = (pin, self.pinned(pin)) {
+            let n = self.take()?;
+            let (order, held) = self.pin_or_load(Pin::PackOrder)?;
+            self.asm.c.vpermq(z(n), z(order), zmmword_ptr(at(base, disp)))?;
+            self.free.extend(held);
+            return Ok(Vector { n, temporary: true });
         }
-        Ok(())
+        let (n, held) = self.pin_or_load(pin)?;
+        Ok(Vector { n, temporary: held.is_some() })
+    }
+}
+
+/// The values of a tail in registers.
+struct Halves {
+    /// The instruction whose value an instruction passes on.
+    of: Vec<usize>,
+    values: Vec<Option<Vector>>,
+    /// How often each is still read.
+    left: Vec<usize>,
+}
+
+impl Halves {
+    fn value(&self, r: usize) -> Option<Vector> {
+        self.values[self.of[r]]
+    }
+
+    fn pass_on(&mut self, i: usize, operand: usize, uses: usize) {
+        let root = self.of[operand];
+        self.of[i] = root;
+        self.left[root] += uses - 1;
+    }
+
+    /// One use less; after the last one, what is free then.
+    fn done(&mut self, r: usize) -> Option<Vector> {
+        let root = self.of[r];
+        self.left[root] = self.left[root].saturating_sub(1);
+        self.values[root].filter(|_| self.left[root] == 0)
     }
 }

@@ -473,14 +473,14 @@ fn gated_hardswish(m: &mut Match<'_>) -> Option<Id> {
     let x = m.ty("?x")?;
     let quant = x.quant.clone()?;
     let shift = (quant.single()? * 32768.0 / 6.0).log2();
-    if x.elem != Elem::I16 || quant.zero_point != 0 || shift.fract() != 0.0 || !(0.0..=14.0).contains(&shift) {
+    if x.elem != Elem::I16 || quant.zero_point != 0 || shift.fract() != 0.0 || !(-14.0..=14.0).contains(&shift) {
         return None;
     }
     if !m.admit("hardswish", "gate", cost::table(&x), Error::Steps(0.5)) {
         return None;
     }
     let operand = m.var("?x")?;
-    let gated = m.apply(Op::IntHardSwish { shift: shift as u32 }, Some(quant), &[operand])?;
+    let gated = m.apply(Op::IntHardSwish { shift: shift as i64 }, Some(quant), &[operand])?;
     m.dequantize(gated)
 }
 
