@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for head                           items; a thread takes whole heads
-//!   pack k, v                        pairs of tokens as i16 pairs, v less its zero point
+//!   pack k, v                        pairs of tokens as i16 pairs, less their zero points
 //!   s = k^T v, n = k^T 1             for each of d: all pairs of tokens, 4 columns a vector
 //!   w = s >> h                       h from the largest |s|; pairs of d as i16 pairs
 //!   for row of q
@@ -32,6 +32,9 @@ pub(crate) struct LinearAttention {
     pub tokens: [usize; 2],
     /// Columns of q and k, columns of v.
     pub columns: [usize; 2],
+    /// What counts as zero; q and k below it as well.
+    pub q_zero: i64,
+    pub k_zero: i64,
     pub v_zero: i64,
     pub epsilon: i64,
     pub numerator: i64,
@@ -57,6 +60,8 @@ struct Packed<'a> {
     rows: usize,
     columns: usize,
     zero: i64,
+    /// Whether what lies below the zero point counts as zero.
+    cut: bool,
 }
 
 impl LinearAttention {
@@ -111,8 +116,8 @@ impl LinearAttention {
     /// Packs the keys and the values of a head into rows of these widths.
     pub(crate) fn pack_head(&self, e: &mut Emit<'_>, [k, v]: [Value; 2], to: [Value; 2], widths: [usize; 2]) {
         let ([d, columns], rows) = (self.columns, self.tokens[1]);
-        let keys = Packed { side: &self.sides[1], from: k, rows, columns: d, zero: 0 };
-        let values = Packed { side: &self.sides[2], from: v, rows, columns, zero: self.v_zero };
+        let keys = Packed { side: &self.sides[1], from: k, rows, columns: d, zero: self.k_zero, cut: true };
+        let values = Packed { side: &self.sides[2], from: v, rows, columns, zero: self.v_zero, cut: false };
         self.pack(e, &keys, to[0], widths[0]);
         self.pack(e, &values, to[1], widths[1]);
     }
@@ -165,7 +170,7 @@ impl LinearAttention {
             let mut pair = e.iconst(0);
             for row in 0..if both { 2 } else { 1 } {
                 let v = e.load_elem(x.side.elem, Addr { base: p[0], disp: 0 }.plus(row * stride));
-                let v = e.add_imm(v, -x.zero);
+                let v = less(e, v, x.zero, x.cut);
                 pair = join(e, pair, v, row);
             }
             let pair = e.b.ins().ireduce(I32, pair);
@@ -184,7 +189,12 @@ impl LinearAttention {
             return wide;
         }
         let zero = e.constant(I16X8, x.zero);
-        e.b.ins().isub(wide, zero)
+        let less = e.b.ins().isub(wide, zero);
+        if !x.cut {
+            return less;
+        }
+        let none = e.constant(I16X8, 0);
+        e.b.ins().smax(less, none)
     }
 
     /// `s` and `n`; returns the largest `|s|`.
@@ -323,6 +333,7 @@ impl LinearAttention {
                 let mut divisor = p[vectors + 3];
                 for i in 0..columns {
                     let v = e.load_elem(Elem::U8, Addr { base: p[vectors], disp: 0 }.plus(i as i64 * step));
+                    let v = less(e, v, self.q_zero, true);
                     pair = join(e, pair, v, i as i64);
                     if first == 0 {
                         let n = e.load(I64, Addr { base: p[vectors + 2], disp: 8 * i as i32 });
@@ -377,6 +388,16 @@ impl LinearAttention {
         let by = e.add(i, below);
         e.b.ins().sshr(numerator, by)
     }
+}
+
+/// A byte less a zero point, perhaps no less than zero.
+fn less(e: &mut Emit<'_>, v: Value, zero: i64, cut: bool) -> Value {
+    if zero == 0 {
+        return v;
+    }
+    let v = e.add_imm(v, -zero);
+    let none = e.iconst(0);
+    if cut { e.b.ins().smax(v, none) } else { v }
 }
 
 /// `pair` with the low 16 bits of `v` as its half `index`.

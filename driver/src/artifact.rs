@@ -16,7 +16,7 @@ use crate::io::atomic::write_atomically;
 
 const MAGIC: &[u8; 8] = b"VITCART\0";
 /// Version of the format. A reader accepts its own version only.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const HEADER: usize = 64;
 const ALIGN: usize = 64;
 

@@ -13,7 +13,9 @@ use crate::wide::linear::WideLinear;
 
 impl<M: Backend> Planner<'_, M> {
     pub(super) fn linear_attention(&mut self, node: &Node) -> Lowered {
-        let Op::IntLinearAttention { v_zero, epsilon, numerator, shift, log2, zero_point, to } = node.op else {
+        let Op::IntLinearAttention { q_zero, k_zero, v_zero, epsilon, numerator, shift, log2, zero_point, to } =
+            node.op
+        else {
             return Err("not linear attention".into());
         };
         let result = self.module.ty(node.result).shape.clone();
@@ -43,6 +45,8 @@ impl<M: Backend> Planner<'_, M> {
             sides: sides.try_into().map_err(|_| "four sides")?,
             tokens: [size(0, rows)?, size(1, rows)?],
             columns: [size(0, rows + 1)?, size(2, rows + 1)?],
+            q_zero,
+            k_zero,
             v_zero,
             epsilon,
             numerator,

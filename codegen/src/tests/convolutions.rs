@@ -2,6 +2,7 @@
 
 use vitc_ir::ImageLayout::{ChannelsFirst, ChannelsLast};
 
+use super::wide::{Gate, gate};
 use super::*;
 
 /// A convolution of an image of `size` x `size + 3`.
@@ -100,6 +101,37 @@ fn depthwise() {
     conv(&Window { size: 2, ..plain(129, 7) }, ChannelsLast, Elem::U8);
     conv(&Window { size: 1, strides: [3, 3], ..plain(64, 1) }, ChannelsLast, Elem::U8);
     conv(&Window { pads: [0; 4], size: 9, strides: [4, 3], ..plain(48, 2) }, ChannelsLast, Elem::U8);
+}
+
+/// Rows of every length in turns of pixels, channels that stay interleaved and others, results of every width.
+#[test]
+fn depthwise_turns() {
+    let results = [(Elem::U8, Gate::Left), (Elem::I8, Gate::Right), (Elem::I16, Gate::Plain)];
+    for (i, (c, k)) in [(64, 3), (128, 5), (70, 3), (192, 3), (64, 7), (16, 5)].into_iter().enumerate() {
+        for (w, stride) in [(1, 1), (2, 1), (5, 1), (7, 1), (8, 1), (7, 2), (9, 3)] {
+            let (to, form) = results[(i + w) % results.len()];
+            let mut m = module();
+            let mut r = Random((c + w) as u64);
+            let x = input(&mut m, Elem::U8, batched(&[4, w, c]));
+            let weights = random_constant(&mut m, &mut r, Elem::I8, &[c, 1, k, k], -128, 127);
+            let scale = random_constant(&mut m, &mut r, Elem::I32, &[c], 1 << 29, 1 << 30);
+            let factor = random_constant(&mut m, &mut r, Elem::I16, &[c], 1 << 8, i16::MAX.into());
+            let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::I16, Access::Channel)];
+            let lane = lane(&mut m, &inputs, gate(form, 31), to);
+            let op = Op::FusedConv2d {
+                strides: [1, stride],
+                pads: [k / 2; 4],
+                dilations: [1, 1],
+                groups: c,
+                layout: ChannelsLast,
+                x_zero: 9,
+                lane,
+                to,
+            };
+            let y = node(&mut m, op, &[x, weights, scale, factor]);
+            check(&mut m, y, 5, &[]);
+        }
+    }
 }
 
 /// A lane program with a bias, a table of bytes, a residual, and a scalar.

@@ -30,6 +30,8 @@ impl Case {
             })
             .collect();
         let op = Op::IntLinearAttention {
+            q_zero: if self.v == Elem::U8 { 128 } else { 0 },
+            k_zero: if self.v == Elem::U8 { 3 } else { 0 },
             v_zero: if self.v == Elem::U8 { 131 } else { 0 },
             epsilon,
             numerator: (1 << 52) + 12_345_678_901,
@@ -68,6 +70,8 @@ fn heads_run_in_leaves() {
         let mut m = module();
         let [q, k, v] = [(); 3].map(|()| input(&mut m, Elem::U8, shape(&[2, 30, 16])));
         let op = Op::IntLinearAttention {
+            q_zero: 0,
+            k_zero: 0,
             v_zero: 128,
             epsilon: 0,
             numerator: 1 << 52,

@@ -263,28 +263,32 @@ fn tables_of_halves() {
     }
 }
 
-/// A product whose results are saturated to 16 bits, go through a gate, and are requantized in 16 bits: HardSwish.
-fn gated(n: usize, to: Elem, shift: u32, scalar: bool) -> (Module, ValueId) {
-    let mut m = module();
-    let mut r = Random(n as u64);
-    let x = input(&mut m, Elem::U8, batched(&[5, 24]));
-    let w = random_constant(&mut m, &mut r, Elem::I8, &[24, n], -128, 127);
-    let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
-    let factors = if scalar { 1 } else { n };
-    let factor = random_constant(&mut m, &mut r, Elem::I16, &[factors], 1 << 8, i16::MAX.into());
-    let access = if scalar { Access::Scalar } else { Access::Channel };
-    let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::I16, access)];
-    let insts = vec![
+/// How the gate of HardSwish follows from its argument: shifted left, right, or neither way.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Gate {
+    Left,
+    Plain,
+    Right,
+}
+
+/// A requantize to 16 bits, HardSwish and a requantize in 16 bits, of sums, a multiplier and a factor of `i16`.
+pub(super) fn gate(form: Gate, shift: u32) -> Vec<Inst> {
+    let (reach, add) = match form {
+        Gate::Left => (8192, 8192),
+        Gate::Plain => (16384, 16384),
+        Gate::Right => (0, 16384),
+    };
+    let mut insts = vec![
         Inst::Load(0),
         Inst::Load(1),
         Inst::MulWide(0, 1),
         Inst::RoundShr(2, shift),
         // the gate is a clamp of what is not saturated yet, and before it, as lane rules leave it
-        Inst::Clamp(3, -8192, 8191),
+        Inst::Clamp(3, -reach, reach - 1),
         Inst::Truncate(4),
         Inst::Clamp(3, -32768, 32767),
         Inst::Truncate(6),
-        Inst::Const(8192, Width::W32),
+        Inst::Const(add, Width::W32),
         Inst::Add(8, 5),
         Inst::Shl(9, 1),
         Inst::MulHigh15(7, 10),
@@ -294,6 +298,39 @@ fn gated(n: usize, to: Elem, shift: u32, scalar: bool) -> (Module, ValueId) {
         Inst::Const(9, Width::W32),
         Inst::Add(14, 15),
     ];
+    match form {
+        Gate::Left => {}
+        Gate::Plain => insts[11] = Inst::MulHigh15(7, 9),
+        Gate::Right => {
+            insts[4..8].copy_from_slice(&[
+                Inst::Clamp(3, -32768, 32767),
+                Inst::Truncate(4),
+                Inst::Shr(5, 3),
+                Inst::Const(add, Width::W32),
+            ]);
+            insts[8..12].copy_from_slice(&[
+                Inst::Add(6, 7),
+                Inst::Add(5, 6), // read by nothing
+                Inst::Const(0, Width::W32),
+                Inst::MulHigh15(5, 8),
+            ]);
+        }
+    }
+    insts
+}
+
+/// A product whose results are saturated to 16 bits, go through a gate, and are requantized in 16 bits: HardSwish.
+fn gated(n: usize, to: Elem, form: Gate, shift: u32, scalar: bool) -> (Module, ValueId) {
+    let mut m = module();
+    let mut r = Random(n as u64);
+    let x = input(&mut m, Elem::U8, batched(&[5, 24]));
+    let w = random_constant(&mut m, &mut r, Elem::I8, &[24, n], -128, 127);
+    let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+    let factors = if scalar { 1 } else { n };
+    let factor = random_constant(&mut m, &mut r, Elem::I16, &[factors], 1 << 8, i16::MAX.into());
+    let access = if scalar { Access::Scalar } else { Access::Channel };
+    let inputs = [(Elem::I32, Access::Element), (Elem::I32, Access::Channel), (Elem::I16, access)];
+    let insts = gate(form, shift);
     let l = lane(&mut m, &inputs, insts, to);
     let y = node(&mut m, Op::FusedMatMul { a_zero: 0, b_zero: 0, lane: l, to }, &[x, w, scale, factor]);
     (m, y)
@@ -302,13 +339,15 @@ fn gated(n: usize, to: Elem, shift: u32, scalar: bool) -> (Module, ValueId) {
 #[test]
 fn gates_in_16_bits() {
     for (i, n) in [1, 16, 17, 31, 32, 33, 50, 64, 100, 128].into_iter().enumerate() {
-        for to in [Elem::U8, Elem::I8, Elem::I16] {
-            let (mut m, y) = gated(n, to, if i % 2 == 0 { 31 } else { 33 }, i % 3 == 0);
+        for (to, form) in
+            [(Elem::U8, Gate::Left), (Elem::I8, Gate::Plain), (Elem::I16, Gate::Right), (Elem::U8, Gate::Right)]
+        {
+            let (mut m, y) = gated(n, to, form, if i % 2 == 0 { 31 } else { 33 }, i % 3 == 0);
             check(&mut m, y, 3, &[]);
         }
     }
     for tier in Tier::available().into_iter().filter(|t| t.is_wide()) {
-        let (mut m, y) = gated(64, Elem::U8, 31, false);
+        let (mut m, y) = gated(64, Elem::U8, Gate::Left, 31, false);
         m.output("y", y);
         let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
         let leaf = compiled.kernels.iter().find(|k| k.name.contains(".leaf")).expect("a leaf");

@@ -45,6 +45,7 @@ const SHIFT: u8 = 8;
 const ONES: u8 = 24;
 const LOW: u8 = 25;
 const HALF: u8 = 26;
+const Q_ZERO: u8 = 27;
 const ZERO_POINT: u8 = 28;
 const NOTHING: u8 = 29;
 /// Masks of the last bytes of a row of q and of the last columns of the result.
@@ -139,7 +140,7 @@ impl WideLinear {
     }
 
     fn constants(&self, asm: &mut Asm) -> Assembled {
-        for (register, value) in [(ONES, 0x0001_0001), (LOW, 0xffff)] {
+        for (register, value) in [(ONES, 0x0001_0001), (LOW, 0xffff), (Q_ZERO, self.of.q_zero * 0x0001_0001)] {
             let from = dword_ptr(asm.bytes(&(value as u32).to_le_bytes()));
             asm.c.vpbroadcastd(z(register), from)?;
         }
@@ -300,7 +301,7 @@ impl WideLinear {
         })
     }
 
-    /// A row of q as words, zeros behind it.
+    /// A row of q as words above its zero point, zeros behind it.
     fn widen(&self, asm: &mut Asm) -> Assembled {
         let d = self.of.columns[0];
         for first in (0..d).step_by(32) {
@@ -308,6 +309,9 @@ impl WideLinear {
             match d - first < 32 {
                 true => asm.c.vpmovzxbw(z(0).k1().z(), from)?,
                 false => asm.c.vpmovzxbw(z(0), from)?,
+            }
+            if self.of.q_zero != 0 {
+                asm.c.vpsubusw(z(0), z(0), z(Q_ZERO))?;
             }
             asm.c.vmovdqu32(zmmword_ptr(at(r11, 2 * first as i64)), z(0))?;
         }

@@ -55,12 +55,16 @@ pub(super) fn float(call: &Call, epsilon: f64) -> Evaluated {
 }
 
 pub(super) fn int(call: &Call) -> Evaluated {
-    let Op::IntLinearAttention { v_zero, epsilon, numerator, shift, log2, zero_point, to } = *call.op else {
+    let Op::IntLinearAttention { q_zero, k_zero, v_zero, epsilon, numerator, shift, log2, zero_point, to } = *call.op
+    else {
         return misplaced(call);
     };
     let size = Sizes::of(call);
     let (lo, hi) = range(to)?;
-    let [q, k, v] = [call.operands[0].i32()?, call.operands[1].i32()?, call.operands[2].i32()?];
+    let above = |n: usize, zero: i64| -> Result<Vec<i32>, Fault> {
+        Ok(call.operands[n].i32()?.iter().map(|&x| (i64::from(x) - zero).max(0) as i32).collect())
+    };
+    let (q, k, v) = (above(0, q_zero)?, above(1, k_zero)?, call.operands[2].i32()?);
     let mut out = Vec::with_capacity(call.shape.iter().product());
     for [q, k, v] in size.each(&q, &k, &v) {
         let head = Head::of(size, k, v, v_zero)?;

@@ -320,7 +320,9 @@ pub(crate) fn linear_attention_float(_: &Op, operands: &[&TensorType]) -> Inferr
 /// `|s| <= 2^9 n < 2^31` for fewer than 2^13 tokens, `|a| < 2^8 D 2^14`, and `|a| <= (2^9/2^h + 1/2) g`, so that `a*r` is
 /// below `2^9 (numerator + g)`.
 pub(crate) fn linear_attention_int(op: &Op, operands: &[&TensorType]) -> Inferred {
-    let Op::IntLinearAttention { v_zero, epsilon, numerator, shift, to, .. } = op else { unreachable!() };
+    let Op::IntLinearAttention { q_zero, k_zero, v_zero, epsilon, numerator, shift, to, .. } = op else {
+        unreachable!()
+    };
     let shape = linear_attention_shape(operands)?;
     want_elem(operands[0], &[Elem::U8], "q")?;
     want_elem(operands[1], &[Elem::U8], "k")?;
@@ -329,6 +331,9 @@ pub(crate) fn linear_attention_int(op: &Op, operands: &[&TensorType]) -> Inferre
     let (tokens, depth) = (operands[1].shape.0[shape.rank() - 2].size, operands[1].shape.0[shape.rank() - 1].size);
     ensure((1..1 << 13).contains(&tokens), || format!("{tokens} tokens are outside 1..2^13"))?;
     ensure((1..=256).contains(&depth), || format!("rows of {depth} are outside 1..=256"))?;
+    for zero in [q_zero, k_zero] {
+        ensure((0..=255).contains(zero), || format!("zero point {zero} is outside 0..=255"))?;
+    }
     ensure((-128..=255).contains(v_zero), || format!("zero point {v_zero} is outside -128..=255"))?;
     ensure((0..1 << 38).contains(epsilon), || format!("epsilon {epsilon} is outside 0..2^38"))?;
     ensure((1..1 << 53).contains(numerator), || format!("numerator {numerator} is outside 1..2^53"))?;

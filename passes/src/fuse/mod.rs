@@ -11,6 +11,7 @@ mod chain;
 mod clamps;
 pub mod lanes;
 mod patches;
+mod relu;
 mod rows;
 mod tabulate;
 
@@ -69,7 +70,7 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
 fn around_movement(module: Module, fired: &mut Fired) -> Module {
     let mut counts = Fired::new();
     let mut draft = Draft::new(module);
-    draft.saturate(&[clamps::RULES, rows::RULES].concat(), usize::MAX, &mut counts);
+    draft.saturate(&[clamps::RULES, rows::RULES, relu::RULES].concat(), usize::MAX, &mut counts);
     if counts.is_empty() {
         return draft.into_module();
     }

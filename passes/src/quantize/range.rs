@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vitc_ir::{Diagnostic, Diagnostics, Module, Node, Op, Quant, ValueId};
+use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Quant, ValueId};
 
 use super::codes::Codes;
 use super::given::{self, Grid, Ranges};
@@ -43,7 +43,39 @@ pub(crate) fn decide(
             Err(problem) => problems.push(problem),
         }
     }
+    adopt(module, sites, &mut grids);
     problems.or(grids)
+}
+
+/// Queries and keys that a ReLU yields get the upper part of the grid that the ReLU reads: finer steps would hold nothing new, and
+/// these need no pass over memory (`relu-into-linear-attention`).
+fn adopt(module: &Module, sites: &Sites, grids: &mut BTreeMap<usize, Grid>) {
+    for (group, members) in sites.groups() {
+        let adopted = members.iter().map(|&site| relu_of(module, sites, site, grids)).collect::<Option<Vec<_>>>();
+        let Some(scale) = adopted.as_deref().and_then(|all| all.first().copied()) else { continue };
+        let plain = |grid: &Grid| grid.width.is_none() && grid.rows.is_none();
+        if adopted.is_some_and(|all| all.iter().all(|&s| s == scale)) && grids.get(&group).is_some_and(plain) {
+            grids.insert(group, Grid::whole(Role::Unsigned.elem(), Quant::per_tensor(scale, 0)));
+        }
+    }
+}
+
+/// The scale of the bytes that a ReLU reads whose result only attention without softmax reads, as queries or keys.
+fn relu_of(module: &Module, sites: &Sites, (v, role): Site, grids: &BTreeMap<usize, Grid>) -> Option<f64> {
+    let relu = module.node_of(v).filter(|n| role == Role::Unsigned && n.op == (Op::Relu {}))?;
+    let operands = |n: usize| module.nodes[n].operands.iter().enumerate().map(move |(i, &operand)| (n, i, operand));
+    let computing = (0..module.nodes.len()).filter(|&n| module.nodes[n].op.class() != Class::Move);
+    let mut readers = computing.flat_map(operands).filter(|&(.., o)| sites::origins(module, o).contains(&v));
+    let linear = |(n, i, _): (usize, usize, ValueId)| matches!(module.nodes[n].op, Op::LinearAttention { .. }) && i < 2;
+    readers.all(linear).then_some(())?;
+    let scale = |origin: ValueId| {
+        let grid = grids.get(&sites.group((origin, Role::Unsigned))?)?;
+        let plain = grid.elem == Role::Unsigned.elem() && grid.width.is_none() && grid.rows.is_none();
+        grid.quant.single().filter(|_| plain)
+    };
+    let mut scales = sites::origins(module, relu.operands[0]).into_iter().map(scale);
+    let first = scales.next()??;
+    scales.all(|s| s == Some(first)).then_some(first)
 }
 
 /// Whether a group needs no range, because what it holds is known to lie between 0 and 1.

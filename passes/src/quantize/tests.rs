@@ -432,6 +432,27 @@ fn features_are_quantized_as_outputs() {
     }
 }
 
+/// Queries and keys behind a ReLU keep the steps of what it reads, so that attention can do the ReLU as it reads.
+#[test]
+fn relu_before_linear_attention_costs_no_pass() {
+    let mut b = Build::new(37);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let [q, k, v] = [(); 3].map(|()| heads(&mut b, x));
+    let (q, k) = (b.op(Op::Relu {}, &[q]), b.op(Op::Relu {}, &[k]));
+    let y = b.op(Op::LinearAttention { epsilon: vitc_ir::Real(1e-5) }, &[q, k, v]);
+    let y = b.transpose(y, &[0, 2, 1, 3]);
+    let y = b.reshape(y, &[TOKENS, WIDTH]);
+    let y = b.linear(y, 8);
+    let (m, q) = quantized(&b.done(y));
+    assert!(compare(&m, &q) > 20.0, "{} dB", compare(&m, &q));
+    let lowered = lowers(&q);
+    let (fused, fired) = crate::fuse::run(&lowered).unwrap();
+    assert_eq!(fired.get("relu-into-linear-attention"), Some(&1));
+    assert!(!fused.nodes.iter().any(|n| matches!(n.op, Op::FusedMap { .. })));
+    let x = entering(&q, &inputs(&m, 100));
+    assert_eq!(outputs(&lowered, &x), outputs(&fused, &x));
+}
+
 /// The gate of a gated layer is a product of two activations.
 #[test]
 fn gates_lower() {

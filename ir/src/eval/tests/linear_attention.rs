@@ -51,6 +51,8 @@ fn integers_are_within_a_step_of_the_formula() {
     let centred: Vec<f64> = doubles(&v).iter().map(|v| v - 128.0).collect();
     let want = all(&doubles(&q), &doubles(&k), &centred, 3.0);
     let op = |log2| Op::IntLinearAttention {
+        q_zero: 0,
+        k_zero: 0,
         v_zero: 128,
         epsilon: 3,
         numerator: 1 << 52,
@@ -74,6 +76,8 @@ fn queries_of_zero_yield_zero() {
     let zeros = |shape: &[usize]| Tensor::ints(Elem::U8, shape, vec![0; shape.iter().product()]);
     let (k, v) = (spread(Elem::U8, &[1, 3, 2]), spread(Elem::I8, &[1, 3, 2]));
     let op = Op::IntLinearAttention {
+        q_zero: 0,
+        k_zero: 0,
         v_zero: 0,
         epsilon: 0,
         numerator: 1 << 40,

@@ -448,6 +448,8 @@ fn linear_attention_by(m: &mut Match<'_>, log2: bool) -> Option<Id> {
     let shift = 52 - arith::exponent(factor);
     let numerator = (factor * 2f64.powi(shift)).round() as i64;
     let op = Op::IntLinearAttention {
+        q_zero: 0,
+        k_zero: 0,
         v_zero: v_quant.zero_point.into(),
         epsilon: (0.0..2f64.powi(38)).contains(&steps).then_some(steps as i64)?,
         numerator: numerator.min((1 << 53) - 1),
