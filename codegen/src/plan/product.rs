@@ -16,7 +16,7 @@ use crate::kernel::Spec;
 use crate::lane::check_access;
 use crate::operand::{Columns, Operand};
 use crate::view::{Factor, Lin, View, row_order};
-use crate::wide::gemm::{PANEL, WideGemm};
+use crate::wide::gemm::{PANEL, WideGemm, runs_are_short};
 
 /// Bytes of copied rows that may be tried.
 const COPIED_BYTES: [usize; 5] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
@@ -219,7 +219,11 @@ impl<M: Backend> Planner<'_, M> {
         let kept = gemm.lane.drop_unread();
         gemm.extras = retained(&gemm.extras, &kept);
         let constants = retained(extras, &kept).iter().map(|&v| self.const_of(v).is_some()).collect();
-        let wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
+        let mut wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
+        // Copying rows together helps only where all else then goes straight through them.
+        let straight = |apart: &Apart| !apart.sizes.is_empty() && !runs_are_short(&apart.sizes, n.k, n.n);
+        let helps = n.group.is_none() && apart.as_ref().is_ok_and(straight);
+        wide.iter_mut().for_each(|wide| wide.gathers &= helps);
         let Some(mut wide) = wide.filter(|wide| n.group.is_none() || !wide.is_copied()) else { return Ok(None) };
         wide.group = n.group;
         wide.tiles &= n.group.is_none();

@@ -100,6 +100,8 @@ pub(crate) struct WideGemm {
     pub reading: Reading,
     /// Rows of a that are not read in their order, but copied into it.
     pub order: Option<Order>,
+    /// Whether rows of a are copied together because few of them lie one after another.
+    pub gathers: bool,
     /// Whether the sums start with something: corrections for a's zero point, a bias, or both.
     pub started: bool,
     pub out: Operand,
@@ -118,6 +120,15 @@ pub(crate) struct WideGemm {
     pub by_columns: bool,
     /// Bytes of copied rows at a time.
     pub copied_bytes: usize,
+}
+
+/// Whether runs of rows in the inner loop fill their tiles so badly that copying them together costs less: cycles that the last tile
+/// of a run computes again, against those of copying the run.
+pub(crate) fn runs_are_short(sizes: &[Dim], k: usize, n: usize) -> bool {
+    const CYCLES_A_COPY: usize = 16;
+    let Some(rows) = sizes.last().and_then(|d| d.as_fixed()).filter(|_| sizes.len() > 1) else { return false };
+    let again = rows.next_multiple_of(TILE) - rows;
+    again * k * n.next_multiple_of(LANES) / ROW > rows * (k / LANES + CYCLES_A_COPY)
 }
 
 /// Panels that a call of the leaf does.
@@ -147,6 +158,7 @@ impl WideGemm {
             a_sizes: g.sizes.clone(),
             reading: g.reading.clone(),
             order: g.order,
+            gathers: runs_are_short(&g.sizes, g.k, g.n),
             started: g.a_zero != 0 || biased,
             out: g.out.clone(),
             extras: g.extras.clone(),
@@ -185,10 +197,11 @@ impl WideGemm {
         if self.tiles { tiles::depth(self.k) } else { self.k.next_multiple_of(4) }
     }
 
-    /// Rows of a that are not consecutive bytes, or not whole steps, or signed, are copied first.
+    /// Rows of a that are not consecutive bytes, or not whole steps, or signed, or of which only few follow each other, are
+    /// copied first.
     pub(crate) fn is_copied(&self) -> bool {
         let in_place = matches!(self.reading, Reading::Direct { segments: 1, run, .. } if run == self.k);
-        !in_place || self.k != self.depth() || self.a.elem == Elem::I8 || self.order.is_some()
+        !in_place || self.gathers || self.k != self.depth() || self.a.elem == Elem::I8 || self.order.is_some()
     }
 
     /// Bytes from row to row of a as the leaf sees it.

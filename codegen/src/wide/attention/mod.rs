@@ -170,6 +170,7 @@ impl WideAttention {
             a_sizes: a.values.sizes.clone(),
             reading: a.values.reading.clone(),
             order: None,
+            gathers: false,
             started: false,
             out: a.values.out.clone(),
             extras: vec![row.clone(); lane.program.inputs.len() - 1],
