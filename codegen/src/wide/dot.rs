@@ -20,7 +20,7 @@ use super::nibbles;
 pub(super) const TILE: usize = 6;
 /// Rows behind the last whole tile that cost less one at a time than in a tile with some of those before: alone, a row takes a
 /// step of four loads from the second-level cache, a tile one of 24 products.
-const FEW: i32 = 2;
+pub(super) const FEW: usize = 2;
 /// Steps of four k in one turn of the inner loop: enough that the loop's own instructions vanish.
 const UNROLL: usize = 4;
 /// The two registers that hold elements of a.
@@ -154,7 +154,7 @@ pub(super) fn each_tile(
     asm.c.set_label(&mut tail)?;
     asm.c.test(rsi, rsi)?;
     asm.c.jz(done)?;
-    asm.c.cmp(rsi, FEW)?;
+    asm.c.cmp(rsi, FEW as i32)?;
     asm.c.jle(single)?;
     asm.c.cmp(total, most)?;
     asm.c.jl(single)?;

@@ -126,9 +126,13 @@ pub(crate) struct WideGemm {
 /// of a run computes again, against those of copying the run.
 pub(crate) fn runs_are_short(sizes: &[Dim], k: usize, n: usize) -> bool {
     const CYCLES_A_COPY: usize = 16;
+    const CYCLES_A_CALL: usize = 100;
     let Some(rows) = sizes.last().and_then(|d| d.as_fixed()).filter(|_| sizes.len() > 1) else { return false };
-    let again = rows.next_multiple_of(TILE) - rows;
-    again * k * n.next_multiple_of(LANES) / ROW > rows * (k / LANES + CYCLES_A_COPY)
+    let again = match rows % TILE {
+        rest @ 0..=dot::FEW => rest, // as long alone as two in a tile
+        rest => TILE - rest,
+    };
+    again * k * n.next_multiple_of(LANES) / ROW + CYCLES_A_CALL > rows * (k / LANES + CYCLES_A_COPY)
 }
 
 /// Panels that a call of the leaf does.
