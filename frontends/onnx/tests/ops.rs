@@ -379,6 +379,24 @@ fn reshaped_to(build: impl FnOnce(Build) -> Build) -> Shape {
     module.ty(module.outputs[0].value).shape.clone()
 }
 
+/// A class token or a query is repeated once for each image.
+#[test]
+fn tile_repeats_as_often_as_there_are_images() {
+    let build = Build::new(18)
+        .input("x", &[D::Named("batch"), D::Is(2)])
+        .floats("t", &[1, 1, 2], &[5.0, 6.0])
+        .ints("v1", &[1], &[1])
+        .node("Shape", &["x"], &["b"], vec![int("start", 0), int("end", 1)])
+        .node("Concat", &["b", "v1", "v1"], &["r"], vec![int("axis", 0)])
+        .node("Tile", &["t", "r"], &["tokens"], vec![])
+        .node("Unsqueeze", &["x", "v1"], &["rows"], vec![])
+        .node("Concat", &["tokens", "rows"], &["y"], vec![int("axis", 1)])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let result = evaluate(&module, (&[2, 2], vec![1.0, 2.0, 3.0, 4.0]));
+    assert_eq!(result, (vec![2, 2, 2], vec![5.0, 6.0, 1.0, 2.0, 5.0, 6.0, 3.0, 4.0]));
+}
+
 #[test]
 fn shape_arithmetic_is_evaluated_with_the_batch_as_a_symbol() {
     let expected = Shape(vec![Dim::N, Dim::fixed(3), Dim::fixed(2)]);

@@ -255,13 +255,13 @@ fn give_batch(call: &mut Call<'_, '_>, values: &mut [ValueId], axis: usize) -> F
 
 fn tile(call: &mut Call<'_, '_>) -> Fallible<()> {
     let from = call.shape(0)?;
-    let repeats = call.integers(1, "the repeats")?.ok_or_else(|| invalid("the repeats are missing"))?;
+    let repeats = &call.content(1, "the repeats")?.data;
     if repeats.len() != from.rank() {
         return Err(invalid(format!("{} repeats of {} dimensions", repeats.len(), from.rank())));
     }
     let mut x = call.tensor(0)?;
-    for (axis, &times) in repeats.iter().enumerate().filter(|(_, r)| **r != 1) {
-        let times = usize::try_from(times).ok().filter(|&t| t > 0);
+    for (axis, &times) in repeats.iter().enumerate().filter(|(_, r)| **r != Linear::from(1.0)) {
+        let times = times.dim().filter(|t| t.size > 0);
         let times = times.ok_or_else(|| unsupported("repeats that are not positive"))?;
         x = repeat(call, x, axis, times)?;
     }
@@ -269,18 +269,18 @@ fn tile(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-/// `x` repeated along one axis: an outer dimension of 1 is put before it and expanded.
-fn repeat(call: &mut Call<'_, '_>, x: ValueId, axis: usize, times: usize) -> Fallible<ValueId> {
+/// `x` repeated along one axis, which may be as often as there are images: an outer dimension of 1 is put before it and expanded.
+fn repeat(call: &mut Call<'_, '_>, x: ValueId, axis: usize, times: Dim) -> Fallible<ValueId> {
     let shape = call.shape_of(x);
     let split = shape.0.split_at_checked(axis).and_then(|(outer, rest)| Some((outer, rest.split_first()?)));
     let (outer, (own, inner)) = split.ok_or_else(|| invalid("axis"))?;
     let (before, behind) = (product(outer)?, product(inner)?);
     let lifted = call.reshape(x, Shape(vec![before, Dim::fixed(1), *own, behind]))?;
-    let wide = Shape(vec![before, Dim::fixed(times), *own, behind]);
+    let wide = Shape(vec![before, times, *own, behind]);
     let wide = call.push(Op::Expand { shape: wide }, &[lifted])?;
     let mut result = shape.clone();
     if let Some(dim) = result.0.get_mut(axis) {
-        *dim = product(&[*dim, Dim::fixed(times)])?;
+        *dim = product(&[*dim, times])?;
     }
     call.reshape(wide, result)
 }
