@@ -397,6 +397,22 @@ fn tile_repeats_as_often_as_there_are_images() {
     assert_eq!(result, (vec![2, 2, 2], vec![5.0, 6.0, 1.0, 2.0, 5.0, 6.0, 3.0, 4.0]));
 }
 
+/// No register tokens are concatenated: nothing stands for them.
+#[test]
+fn an_expanded_tensor_without_elements_is_left_out() {
+    let build = Build::new(18)
+        .input("x", &[D::Named("batch"), D::Is(1), D::Is(2)])
+        .floats("none", &[1, 0, 2], &[])
+        .ints("one", &[2], &[1, 1])
+        .node("Shape", &["x"], &["b"], vec![int("start", 0), int("end", 1)])
+        .node("Concat", &["b", "one"], &["s"], vec![int("axis", 0)])
+        .node("Expand", &["none", "s"], &["e"], vec![])
+        .node("Concat", &["e", "x"], &["y"], vec![int("axis", 1)])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(evaluate(&module, (&[2, 1, 2], seq(4))), (vec![2, 1, 2], seq(4)));
+}
+
 #[test]
 fn shape_arithmetic_is_evaluated_with_the_batch_as_a_symbol() {
     let expected = Shape(vec![Dim::N, Dim::fixed(3), Dim::fixed(2)]);

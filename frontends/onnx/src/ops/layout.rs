@@ -153,6 +153,12 @@ fn expand(call: &mut Call<'_, '_>) -> Fallible<()> {
     let target = Shape(batch::dims(&target.data)?);
     let shape = vitc_ir::infer::broadcast(&from, &target).map_err(invalid)?;
     call.importer.check_shape(&shape)?;
+    if from.0.contains(&Dim::fixed(0)) {
+        // of no tokens for each image, which `Concat` leaves out, the batch does not matter
+        let dims = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
+        call.give_known(Known { kind: Kind::F32, dims, data: Vec::new() });
+        return Ok(());
+    }
     if let (Some(x), Some(dims)) = (call.known(0)?, shape.as_fixed()) {
         let small = count(&dims).is_some_and(|c| c <= SMALL);
         if small || !x.kind.is_float() {
