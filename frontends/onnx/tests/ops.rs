@@ -108,6 +108,9 @@ fn movement() -> Vec<Case> {
         case("DepthToSpace", "x", (&[1, 4, 1, 2], seq(8)), (&[1, 1, 2, 4], blocks.clone()))
             .attr(int("blocksize", 2))
             .attr(word("mode", "CRD")),
+        case("Col2Im", "x i b", (&[1, 4, 2], seq(8)), (&[1, 1, 2, 4], vec![0., 2., 1., 3., 4., 6., 5., 7.]))
+            .ints("i", &[2], &[2, 4])
+            .ints("b", &[2], &[2, 2]),
         case("SpaceToDepth", "x", (&[1, 1, 2, 4], blocks), (&[1, 4, 1, 2], seq(8))).attr(int("blocksize", 2)),
         m("Slice", "x s e a t", (&[2, 2], vec![2.0, 0.0, 5.0, 3.0]))
             .ints("s", &[1], &[-1])
