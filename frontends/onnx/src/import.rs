@@ -14,6 +14,7 @@ use crate::computed::Computed;
 use crate::external::External;
 use crate::known::{ELEMENT_BYTES, Known};
 use crate::limits::Limits;
+use crate::ops::counted::Counted;
 use crate::problem::{Fallible, Kind, Problem, invalid, unsupported};
 use crate::proto::{self, dtype};
 use crate::{Options, ops, tensor};
@@ -37,6 +38,8 @@ pub(crate) struct Slot<'a> {
     pub repeated: Option<Repeated>,
     /// The value of the module.
     pub value: Option<ValueId>,
+    /// Integers that are known but for a multiple of the image's number.
+    pub counted: Option<Counted>,
     /// The value stands for integers quantized image by image.
     pub dynamic: bool,
     /// It says where this value, the result of a softmax, is not a number.
@@ -380,6 +383,9 @@ impl<'a> Importer<'a> {
         }
         if let Some(repeated) = &slot.repeated {
             return Some(repeated.shape.clone());
+        }
+        if let Some(counted) = &slot.counted {
+            return Some(counted.shape());
         }
         if let Some(known) = &slot.known {
             return Some(Shape::fixed(&known.dims));

@@ -400,6 +400,37 @@ fn tile_repeats_as_often_as_there_are_images() {
     assert_eq!(result, (vec![2, 2, 2], vec![5.0, 6.0, 1.0, 2.0, 5.0, 6.0, 3.0, 4.0]));
 }
 
+/// A mean over patches as torch's dynamo exporter writes it for a dynamic batch: a strided view of the flat means, whose positions
+/// are made from the number of images.
+#[test]
+fn positions_that_count_the_images_take_each_images_own() {
+    let model = |step: i64| {
+        Build::new(18)
+            .input("x", &[D::Named("batch"), D::Is(3)])
+            .ints("start", &[], &[0])
+            .ints("one", &[], &[1])
+            .ints("step", &[], &[step])
+            .ints("all", &[1], &[-1])
+            .ints("axes", &[1], &[1])
+            .ints("own", &[1, 2], &[2, 0])
+            .node("Shape", &["x"], &["b"], vec![int("start", 0), int("end", 1)])
+            .node("Squeeze", &["b"], &["n"], vec![])
+            .node("Reshape", &["x", "all"], &["flat"], vec![])
+            .node("Range", &["start", "n", "one"], &["images"], vec![])
+            .node("Mul", &["images", "step"], &["first"], vec![])
+            .node("Unsqueeze", &["first", "axes"], &["column"], vec![])
+            .node("Add", &["own", "column"], &["positions"], vec![])
+            .node("Gather", &["flat", "positions"], &["y"], vec![int("axis", 0)])
+            .output("y")
+    };
+    let module = import_bytes(model(3).bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let result = evaluate(&module, (&[2, 3], seq(6)));
+    assert_eq!(result, (vec![2, 2], vec![2.0, 0.0, 5.0, 3.0]));
+    // elements of other images
+    let problem = import_bytes(model(1).bytes(), None, &Options::default()).unwrap_err().to_string();
+    assert!(problem.contains("count the images"), "{problem}");
+}
+
 /// No register tokens are concatenated: nothing stands for them.
 #[test]
 fn an_expanded_tensor_without_elements_is_left_out() {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use vitc_ir::{Op, ValueId};
 
-use super::Table;
+use super::{Table, counted};
 use crate::call::{Call, SMALL};
 use crate::known::{Kind, Known, Linear, broadcast, broadcast_strides, count, walk};
 use crate::problem::{Fallible, invalid, unsupported};
@@ -40,6 +40,9 @@ pub(super) fn both(call: &mut Call<'_, '_>) -> Fallible<Option<(Rc<Known>, Rc<Kn
 }
 
 fn binary(call: &mut Call<'_, '_>, op: Op, f: fn(Kind, Linear, Linear) -> Option<Linear>) -> Fallible<()> {
+    if counted::binary(call, f)? {
+        return Ok(());
+    }
     if let Some((a, b)) = both(call)? {
         let result = zip(call, &a, &b, a.kind, |x, y| f(a.kind, x, y))?;
         call.give_known(result);

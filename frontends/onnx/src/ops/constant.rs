@@ -1,6 +1,6 @@
 //! Constants, casts, and what only passes a value on.
 
-use super::Table;
+use super::{Table, counted};
 use crate::call::Call;
 use crate::import::shorten;
 use crate::known::{Kind, Known, Linear};
@@ -142,6 +142,9 @@ fn constant_of_shape(call: &mut Call<'_, '_>) -> Fallible<()> {
 }
 
 fn range(call: &mut Call<'_, '_>) -> Fallible<()> {
+    if counted::range(call)? {
+        return Ok(());
+    }
     let mut ends = Vec::new();
     for (i, what) in ["the start", "the limit", "the step"].into_iter().enumerate() {
         let known = call.content(i, what)?;

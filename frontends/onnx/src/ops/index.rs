@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
-use super::{Table, layout};
+use super::{Table, counted, layout};
 use crate::call::Call;
 use crate::known::{Kind, Known, Linear, count, pick, strides};
 use crate::problem::{Fallible, invalid, unsupported};
@@ -191,6 +191,9 @@ fn equal_parts(size: usize, parts: usize) -> Option<Vec<usize>> {
 fn gather(call: &mut Call<'_, '_>) -> Fallible<()> {
     let shape = call.shape(0)?;
     let axis = call.axis(call.int_or("axis", 0)?, shape.rank())?;
+    if let Some(index) = call.slot(1)?.counted {
+        return counted::gather(call, &index);
+    }
     let index = call.content(1, "the index")?;
     let dim = shape.0.get(axis).copied().and_then(Dim::as_fixed);
     let size = dim.ok_or_else(|| unsupported("images of the batch are gathered"))?;

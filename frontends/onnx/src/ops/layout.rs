@@ -2,7 +2,7 @@
 
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
-use super::Table;
+use super::{Table, counted};
 use crate::batch;
 use crate::call::{Call, SMALL, resolve_axis};
 use crate::import::shorten;
@@ -40,6 +40,9 @@ pub(super) fn moved(
 /// Operand 0 with another shape of as many elements.
 fn reshape_to(call: &mut Call<'_, '_>, shape: Shape) -> Fallible<()> {
     call.importer.check_shape(&shape)?;
+    if counted::reshape(call, &shape)? {
+        return Ok(());
+    }
     if let Some(x) = call.known(0)? {
         let dims = shape.as_fixed().ok_or_else(|| unsupported("a constant reshaped to the batch"))?;
         if count(&dims) != Some(x.data.len()) {

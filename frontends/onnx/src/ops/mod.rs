@@ -5,6 +5,7 @@ mod arithmetic;
 mod attention;
 mod constant;
 mod contrib;
+pub(crate) mod counted;
 mod einsum;
 mod index;
 mod layout;
