@@ -188,6 +188,11 @@ impl<'i, 'a> Call<'i, 'a> {
         Ok(self.attr(name, kind::TENSOR)?.and_then(|a| a.t.as_ref()))
     }
 
+    /// A graph attribute, when it is given.
+    pub(crate) fn graph_attr(&self, name: &str) -> Fallible<Option<&'a proto::Graph>> {
+        Ok(self.attr(name, kind::GRAPH)?.and_then(|a| a.g.as_ref()))
+    }
+
     /// An axis that may count from the end of `rank` dimensions.
     pub(crate) fn axis(&self, axis: i64, rank: usize) -> Fallible<usize> {
         resolve_axis(axis, rank)

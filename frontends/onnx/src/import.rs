@@ -155,7 +155,9 @@ pub(crate) fn has_one_image(model: &proto::Model) -> bool {
 
 fn used_names(graph: &proto::Graph) -> HashSet<&str> {
     let operands = graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str));
-    operands.chain(graph.output.iter().map(|o| o.name.as_str())).filter(|n| !n.is_empty()).collect()
+    let own = operands.chain(graph.output.iter().map(|o| o.name.as_str())).filter(|n| !n.is_empty());
+    let branches = graph.node.iter().flat_map(|n| &n.attribute).filter_map(|a| a.g.as_ref());
+    own.chain(branches.flat_map(used_names)).collect()
 }
 
 /// The graph's name without what a text cannot show.
@@ -311,6 +313,12 @@ impl<'a> Importer<'a> {
             }
             None => Err(unsupported(format!("[{shape}] is too large or has the batch in two dimensions"))),
         }
+    }
+
+    /// Walks the nodes of a branch as if they were the graph's own.
+    pub(crate) fn inline(&mut self, graph: &'a proto::Graph) {
+        self.declare_initializers(graph);
+        self.walk(graph);
     }
 
     fn walk(&mut self, graph: &'a proto::Graph) {

@@ -1,5 +1,5 @@
 //! The part of the ONNX schema that import reads, as prost messages. Field numbers are those of `onnx.proto`; fields that
-//! are not declared (subgraphs among them) are skipped by the decoder.
+//! are not declared are skipped by the decoder.
 
 use bytes::Bytes;
 
@@ -83,6 +83,8 @@ pub(crate) struct Attribute {
     pub s: Bytes,
     #[prost(message, optional, tag = "5")]
     pub t: Option<Tensor>,
+    #[prost(message, optional, tag = "6")]
+    pub g: Option<Graph>,
     #[prost(float, repeated, tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, tag = "8")]
@@ -97,6 +99,7 @@ pub(crate) mod kind {
     pub(crate) const INT: i32 = 2;
     pub(crate) const STRING: i32 = 3;
     pub(crate) const TENSOR: i32 = 4;
+    pub(crate) const GRAPH: i32 = 5;
     pub(crate) const FLOATS: i32 = 6;
     pub(crate) const INTS: i32 = 7;
 }

@@ -431,6 +431,31 @@ fn positions_that_count_the_images_take_each_images_own() {
     assert!(problem.contains("count the images"), "{problem}");
 }
 
+/// `If` as the TorchScript exporter writes it around `squeeze` of a dimension that it does not know.
+#[test]
+fn the_branch_of_a_known_condition_is_taken() {
+    let branch = |op: &str, name: &str| {
+        let mut build = Build::new(18).node(op, &["x"], &[name], vec![]).output(name);
+        let mut attribute = int(if op == "Neg" { "then_branch" } else { "else_branch" }, 0);
+        attribute.type_ = onnx_protobuf::attribute_proto::AttributeType::GRAPH.into();
+        attribute.g = Some(std::mem::take(build.graph())).into();
+        attribute
+    };
+    let model = |size: i64| {
+        Build::new(18)
+            .input("x", &[D::Named("batch"), D::Is(2)])
+            .ints("two", &[1], &[size])
+            .node("Shape", &["x"], &["s"], vec![int("start", 1)])
+            .node("Equal", &["s", "two"], &["c"], vec![])
+            .node("If", &["c"], &["y"], vec![branch("Neg", "a"), branch("Identity", "b")])
+            .output("y")
+    };
+    for (size, expected) in [(2, vec![-1.0, -2.0]), (3, vec![1.0, 2.0])] {
+        let module = import_bytes(model(size).bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(evaluate(&module, (&[1, 2], vec![1.0, 2.0])), (vec![1, 2], expected));
+    }
+}
+
 /// No register tokens are concatenated: nothing stands for them.
 #[test]
 fn an_expanded_tensor_without_elements_is_left_out() {
@@ -631,7 +656,7 @@ fn every_claimed_op_is_in_a_test() {
     use vision::{activations, images, norms, pools, products, rotations, sums};
     let cases = [elementwise(), movement(), linear(), normalisation(), reductions()].concat_ops();
     let written_out = [activations(), images(), pools(), products(), rotations(), sums(), norms()].concat_ops();
-    let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual IsNaN Less LessOrEqual Mod Not Or Range \
+    let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual If IsNaN Less LessOrEqual Mod Not Or Range \
                 ReduceProd Round ScatterND Shape Sign Size Trilu Where Xor";
     // tests/quantized.rs
     let quantized =

@@ -5,6 +5,7 @@ mod arithmetic;
 mod attention;
 mod constant;
 mod contrib;
+mod control;
 pub(crate) mod counted;
 mod einsum;
 mod index;
@@ -34,11 +35,12 @@ pub(crate) type Handler = fn(&mut Call<'_, '_>) -> Fallible<()>;
 /// A family's ops.
 type Table = &'static [(&'static str, Handler)];
 
-const TABLES: [Table; 19] = [
+const TABLES: [Table; 20] = [
     activation::OPS,
     arithmetic::OPS,
     attention::OPS,
     constant::OPS,
+    control::OPS,
     einsum::OPS,
     index::OPS,
     layout::OPS,

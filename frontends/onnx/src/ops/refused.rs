@@ -4,7 +4,7 @@ const CONTROL: &str = "control flow is not supported: trace the model with fixed
 const DATA: &str = "shapes that depend on the image are not supported";
 
 const ADVICE: &[(&[&str], &str)] = &[
-    (&["If", "Loop", "Scan", "SequenceMap"], CONTROL),
+    (&["Loop", "Scan", "SequenceMap"], CONTROL),
     (&["NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK"], DATA),
     (&["GridSample"], "export with a fixed image size, so that positions need no interpolation"),
     (&["LSTM", "GRU", "RNN"], "Vision Transformers rarely need it; tell us if yours does"),
