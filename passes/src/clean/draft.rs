@@ -142,9 +142,13 @@ impl Draft {
         Some(result)
     }
 
-    /// Adds a node, `None` when the operands do not fit.
+    /// Adds a node, `None` when the operands do not fit or the result would have more dimensions than a value may.
     pub(crate) fn push(&mut self, op: Op, operands: &[ValueId], loc: Option<Arc<str>>) -> Option<ValueId> {
-        let result = self.module.push(op, operands, loc).ok()?;
+        let inferred = op.infer(&operands.iter().map(|&v| self.ty(v)).collect::<Vec<_>>()).ok()?;
+        if inferred.shape.rank() > vitc_ir::verify::limits::RANK {
+            return None;
+        }
+        let result = self.module.push_typed(op, operands, inferred, loc);
         self.note_node(operands);
         Some(result)
     }
