@@ -2,6 +2,7 @@
 
 mod groups;
 mod images;
+mod maxima;
 pub(crate) mod movement;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use crate::clean::draft::{Draft, Fired};
 pub fn run(module: &Module) -> Result<Module, Diagnostics> {
     check_types(module)?;
     let mut draft = Draft::new(module.clone());
-    let rules = [images::RULES, movement::RULES, windows::RULES].concat();
+    let rules = [images::RULES, maxima::RULES, movement::RULES, windows::RULES].concat();
     draft.saturate(&rules, firing_limit(module), &mut Fired::new());
     let settled = draft.finish(Stage::Shape);
     check_types(&settled)?;
