@@ -2,6 +2,7 @@
 
 mod groups;
 mod images;
+mod maps;
 mod maxima;
 pub(crate) mod movement;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use crate::clean::draft::{Draft, Fired};
 pub fn run(module: &Module) -> Result<Module, Diagnostics> {
     check_types(module)?;
     let mut draft = Draft::new(module.clone());
-    let rules = [images::RULES, maxima::RULES, movement::RULES, windows::RULES].concat();
+    let rules = [images::RULES, maps::RULES, maxima::RULES, movement::RULES, windows::RULES].concat();
     draft.saturate(&rules, firing_limit(module), &mut Fired::new());
     let settled = draft.finish(Stage::Shape);
     check_types(&settled)?;
