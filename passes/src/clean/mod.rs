@@ -89,6 +89,7 @@ const ABSORB: &[(&str, Rule)] = &[
     ("scale-after-product", affine::sink_scale),
     ("reshape-rows-first", rows::reshape_rows_first),
     ("batch-first", rows::batch_first),
+    ("batch-first-stream", rows::batch_first_stream),
     ("sum-of-stack", rows::sum_of_stack),
     ("slice-quantized", given::slice_quantized),
     ("split-product", slices::split_product),

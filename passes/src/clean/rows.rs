@@ -2,10 +2,11 @@
 //! `nn.MultiheadAttention` does) the rows are brought back into the order of the batch, so that the movement around
 //! attention is that of every other model.
 
-use vitc_ir::{Op, Shape, ValueId};
+use vitc_ir::{Dim, Op, Shape, ValueId};
 
 use super::draft::Draft;
 use super::given::is_weights;
+use super::slices::is_elementwise;
 
 /// `reshape(x w)`, where the reshape leaves the columns alone, to `reshape(x) w`.
 pub(crate) fn reshape_rows_first(d: &mut Draft, n: usize) -> Option<ValueId> {
@@ -56,6 +57,60 @@ pub(crate) fn batch_first(d: &mut Draft, n: usize) -> Option<ValueId> {
     moved.extend(&operands[1..]);
     let product = d.push(op, &moved, loc.clone())?;
     d.push(Op::Transpose { perm: back }, &[product], loc)
+}
+
+/// What works element by element, row by row or along other dimensions, on values that do not have the batch first, as the
+/// transposition of the same on values that do: so a stream of [tokens, N, channels] becomes one of [N, tokens, channels].
+pub(crate) fn batch_first_stream(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (op, operands) = (d.node(n).op.clone(), d.node(n).operands.clone());
+    let stream = operands.iter().find(|&&v| d.shape(v).0.iter().any(|dim| dim.batch)).copied()?;
+    let rank = d.shape(stream).rank();
+    let at = d.shape(stream).0.iter().position(|dim| dim.batch).filter(|&at| at > 0 && at + 1 < rank)?;
+    let perm: Vec<usize> = [at].into_iter().chain((0..rank).filter(|&i| i != at)).collect();
+    let place = |axis: usize| perm.iter().position(|&p| p == axis);
+    // the dimensions of the result, as those of the stream
+    let mut left: Vec<usize> = (0..rank).collect();
+    let moved = match &op {
+        op if is_elementwise(op) => op.clone(),
+        Op::LayerNorm { .. } | Op::Softmax {} => op.clone(),
+        Op::Concat { axis } if *axis != at => Op::Concat { axis: place(*axis)? },
+        Op::ReduceMean { axes, keep } | Op::ReduceSum { axes, keep } | Op::ReduceMax { axes, keep } => {
+            left.retain(|i| *keep || !axes.contains(i));
+            let mut turned = axes.iter().map(|&a| place(a).filter(|_| a != at)).collect::<Option<Vec<_>>>()?;
+            turned.sort_unstable();
+            match &op {
+                Op::ReduceMean { .. } => Op::ReduceMean { axes: turned, keep: *keep },
+                Op::ReduceSum { .. } => Op::ReduceSum { axes: turned, keep: *keep },
+                _ => Op::ReduceMax { axes: turned, keep: *keep },
+            }
+        }
+        _ => return None,
+    };
+    if left.len() == rank && d.shape(d.node(n).result).rank() != rank {
+        return None;
+    }
+    let loc = d.loc(n);
+    let turned = operands.into_iter().map(|v| in_batch_order(d, v, at, &perm)).collect::<Option<Vec<_>>>()?;
+    let result = d.push(moved, &turned, loc.clone())?;
+    let kept: Vec<usize> = perm.iter().copied().filter(|p| left.contains(p)).collect();
+    let back = left.iter().map(|i| kept.iter().position(|k| k == i)).collect::<Option<_>>()?;
+    d.push(Op::Transpose { perm: back }, &[result], loc)
+}
+
+/// An operand with dimension `at`, the batch, first; what has neither it nor one before it stays.
+fn in_batch_order(d: &mut Draft, v: ValueId, at: usize, perm: &[usize]) -> Option<ValueId> {
+    let shape = d.shape(v).clone();
+    let missing = perm.len().checked_sub(shape.rank())?;
+    if missing > at {
+        return Some(v);
+    }
+    let has_batch = shape.0.iter().any(|dim| dim.batch);
+    if has_batch != shape.0[at - missing].batch || !has_batch && shape.0[at - missing] != Dim::fixed(1) {
+        return None;
+    }
+    let whole = Shape([vec![Dim::fixed(1); missing], shape.0].concat());
+    let v = d.push(Op::Reshape { shape: whole }, &[v], None)?;
+    d.push(Op::Transpose { perm: perm.to_vec() }, &[v], None)
 }
 
 /// A sum over the axis along which single pieces were concatenated (`stack` and `sum`) as additions.

@@ -549,6 +549,32 @@ fn random_graph(seed: u64) -> Module {
     b.done(y)
 }
 
+/// Tokens before the batch, as the layers of torch have them by default: the whole stream comes to have the batch first.
+#[test]
+fn a_stream_of_tokens_first_gets_the_batch_first() {
+    let mut b = Build::new(7);
+    let x = b.input(&[6, 8]);
+    let x = b.transpose(x, &[1, 0, 2]);
+    let token = b.weights(&[1, 1, 8], 1.0);
+    let token = b.op(Op::Expand { shape: vitc_ir::Shape(vec![1.into(), vitc_ir::Dim::N, 8.into()]) }, &[token]);
+    let x = b.op(Op::Concat { axis: 0 }, &[token, x]);
+    let position = b.weights(&[7, 1, 8], 1.0);
+    let x = b.add(x, position);
+    let (gamma, beta) = (b.weights(&[8], 1.0), b.weights(&[8], 1.0));
+    let y = b.op(Op::LayerNorm { epsilon: vitc_ir::Real::from(1e-5), centred: true }, &[x, gamma, beta]);
+    let w = b.weights(&[8, 8], 0.3);
+    let y = b.op(Op::MatMul {}, &[y, w]);
+    let y = b.op(Op::Relu {}, &[y]);
+    let x = b.add(x, y);
+    let mean = b.op(Op::ReduceMean { axes: vec![0], keep: false }, &[x]);
+    let m = b.done(mean);
+    let after = run(&m, &CleanOptions::default()).unwrap().module;
+    let computed = after.nodes.iter().filter(|n| n.op.class() == vitc_ir::Class::Float);
+    assert!(computed.clone().all(|n| after.ty(n.result).shape.0[0].batch), "{:?}", computed.collect::<Vec<_>>());
+    let x = inputs(&m, 5);
+    assert!(difference(&outputs(&m, &x), &outputs(&after, &x)) < 1e-5);
+}
+
 fn swapped(rank: usize) -> Vec<usize> {
     let mut perm: Vec<usize> = (0..rank).collect();
     perm.swap(rank - 1, rank - 2);
