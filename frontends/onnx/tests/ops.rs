@@ -456,6 +456,20 @@ fn the_branch_of_a_known_condition_is_taken() {
     }
 }
 
+/// A part without elements of what has the batch is left out as well.
+#[test]
+fn an_empty_part_of_a_batch_is_left_out() {
+    let build = Build::new(18)
+        .input("x", &[D::Named("batch"), D::Is(2)])
+        .ints("zero", &[1], &[0])
+        .ints("one", &[1], &[1])
+        .node("Slice", &["x", "zero", "zero", "one"], &["none"], vec![])
+        .node("Concat", &["none", "x"], &["y"], vec![int("axis", 1)])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(evaluate(&module, (&[2, 2], seq(4))), (vec![2, 2], seq(4)));
+}
+
 /// No register tokens are concatenated: nothing stands for them.
 #[test]
 fn an_expanded_tensor_without_elements_is_left_out() {

@@ -123,7 +123,11 @@ fn slice(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 /// Gives a part without elements as known content, which `Concat` leaves out; says whether it is one.
 fn give_empty(call: &mut Call<'_, '_>, shape: &Shape, lens: &[(usize, usize)]) -> bool {
-    let (Some(mut dims), true) = (shape.as_fixed(), lens.iter().any(|(_, len)| *len == 0)) else { return false };
+    if lens.iter().all(|(_, len)| *len != 0) {
+        return false;
+    }
+    // of no elements for each image the batch does not matter
+    let mut dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
     for &(axis, len) in lens {
         if let Some(dim) = dims.get_mut(axis) {
             *dim = len;
