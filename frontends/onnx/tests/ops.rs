@@ -470,6 +470,21 @@ fn an_empty_part_of_a_batch_is_left_out() {
     assert_eq!(evaluate(&module, (&[2, 2], seq(4))), (vec![2, 2], seq(4)));
 }
 
+/// Scores that are masked with the lowest number become a sum, which has an integer form; bounds that are infinite have none.
+#[test]
+fn a_mask_of_lowest_numbers_is_added() {
+    let build = Build::new(18)
+        .input("x", &[D::Named("batch"), D::Is(2)])
+        .bools("mask", &[1, 2], &[0, 1])
+        .floats("lowest", &[], &[f32::MIN])
+        .node("Where", &["mask", "lowest", "x"], &["y"], vec![])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(module.nodes.iter().map(|n| n.op.name()).collect::<Vec<_>>(), ["add"]);
+    let result = evaluate(&module, (&[2, 2], vec![1.0, 2.0, 3.0, 4.0]));
+    assert_eq!(result, (vec![2, 2], vec![1.0, f32::MIN, 3.0, f32::MIN]));
+}
+
 /// No register tokens are concatenated: nothing stands for them.
 #[test]
 fn an_expanded_tensor_without_elements_is_left_out() {

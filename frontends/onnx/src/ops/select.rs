@@ -80,6 +80,9 @@ fn mask_constant(call: &mut Call<'_, '_>, what: &str, mask: &Known, yes: f64, no
     call.constant(what, &Known { kind: Kind::F32, dims: mask.dims.clone(), data })
 }
 
+/// A number to which no score makes a difference: half of its last digit is more than 1e23.
+const ABSORBS: f32 = -1e31;
+
 /// A computed tensor (operand `i`) where the mask says so, else a constant: the tensor is clamped to the constant there and
 /// to the whole range elsewhere, which is exact.
 fn bounded(call: &mut Call<'_, '_>, i: usize, mask: &Known, other: &Known, keep: bool) -> Fallible<ValueId> {
@@ -91,13 +94,16 @@ fn bounded(call: &mut Call<'_, '_>, i: usize, mask: &Known, other: &Known, keep:
         };
         call.constant(what, &bounds)
     };
+    // what masks scores absorbs them in a sum, and a sum is what becomes integers
+    if other.data.iter().all(|v| v.fixed().is_some_and(|v| v <= f64::from(ABSORBS))) {
+        let mask = bounds(call, "mask", 0.0)?;
+        let x = call.tensor(i)?;
+        return call.push(Op::Add {}, &[x, mask]);
+    }
     let upper = bounds(call, "upper", f64::INFINITY)?;
     let x = call.tensor(i)?;
     let x = call.push(Op::Min {}, &[x, upper])?;
     let least = f64::NEG_INFINITY;
-    if other.data.iter().all(|v| v.fixed().is_some_and(|v| v <= f64::from(f32::MIN))) {
-        return Ok(x);
-    }
     let lower = bounds(call, "lower", least)?;
     call.push(Op::Max {}, &[x, lower])
 }
