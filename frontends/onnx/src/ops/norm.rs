@@ -169,11 +169,28 @@ pub(super) fn softmax_of(call: &mut Call<'_, '_>, x: ValueId, log: bool) -> Fall
     let mut perm: Vec<usize> = (0..rank).collect();
     perm.swap(axis, rank - 1);
     let x = call.transpose(x, perm.clone())?;
-    let mut y = call.push(Op::Softmax {}, &[x])?;
-    if log {
-        y = call.push(Op::Log {}, &[y])?;
-    }
+    let y = softmax_of_rows(call, x, log)?;
     call.transpose(y, perm)
+}
+
+/// Softmax over the last dimension, or its logarithm: `d - ln sum exp d` for the distances `d` from the largest element, a sum of
+/// which one element is 1. A logarithm of small weights would need more digits than they have.
+fn softmax_of_rows(call: &mut Call<'_, '_>, x: ValueId, log: bool) -> Fallible<ValueId> {
+    if !log {
+        return call.push(Op::Softmax {}, &[x]);
+    }
+    let shape = call.shape_of(x);
+    let last = shape.rank().checked_sub(1).ok_or_else(|| invalid("axis"))?;
+    let most = call.push(Op::ReduceMax { axes: vec![last], keep: true }, &[x])?;
+    let below = call.push(Op::Sub {}, &[x, most])?;
+    let power = call.push(Op::Exp {}, &[below])?;
+    let sum = call.push(Op::ReduceSum { axes: vec![last], keep: true }, &[power])?;
+    let elements = shape.last_fixed().ok_or_else(|| unsupported("softmax over the batch"))?;
+    let sum = call.push(Op::Clip { lo: 1.0.into(), hi: (elements as f64).into() }, &[sum])?;
+    let log = call.push(Op::Log {}, &[sum])?;
+    // added, as what an output may be is a sum
+    let minus = call.push(Op::Neg {}, &[log])?;
+    call.push(Op::Add {}, &[below, minus])
 }
 
 /// Softmax as it was before opset 13: over all dimensions from `axis` on together.
@@ -182,10 +199,7 @@ fn flat_softmax(call: &mut Call<'_, '_>, x: ValueId, axis: usize, log: bool) -> 
     let (outer, inner) = shape.0.split_at_checked(axis).ok_or_else(|| invalid("axis"))?;
     let flat = Shape([outer, &[Dim::fixed(fixed_count(inner)?)]].concat());
     let rows = call.reshape(x, flat)?;
-    let mut y = call.push(Op::Softmax {}, &[rows])?;
-    if log {
-        y = call.push(Op::Log {}, &[y])?;
-    }
+    let y = softmax_of_rows(call, rows, log)?;
     call.reshape(y, shape)
 }
 
