@@ -134,6 +134,66 @@ fn depthwise_turns() {
     }
 }
 
+/// A bias and a map for each pixel and channel added to the sums: what the border of shifted channels lacks.
+#[test]
+fn maps_of_pixels() {
+    let depthwise =
+        |c: usize, k: usize| Window { c, o: c, groups: c, size: 5, k, strides: [1, 1], pads: [k / 2; 4], ..PLAIN };
+    let dense = Window { c: 16, o: 20, size: 6, k: 3, strides: [1, 1], ..PLAIN };
+    let windows = [
+        depthwise(16, 3),
+        depthwise(64, 3),
+        depthwise(83, 5),
+        Window { strides: [2, 2], ..depthwise(128, 3) },
+        dense.clone(),
+        Window { o: 96, strides: [2, 1], ..dense.clone() },
+        Window { pads: [1; 4], ..dense.clone() },
+        Window { c: 96, o: 96, k: 1, groups: 6, ..dense.clone() },
+        Window { c: 12, o: 18, groups: 3, ..dense },
+    ];
+    for w in windows {
+        let mut m = module();
+        let mut r = Random(13);
+        let x = input(&mut m, Elem::U8, batched(&[w.size, w.size + 3, w.c]));
+        let weights = random_constant(&mut m, &mut r, Elem::I8, &[w.o, w.c / w.groups, w.k, w.k], -128, 127);
+        let bias = random_constant(&mut m, &mut r, Elem::I32, &[w.o], -100_000, 100_000);
+        let scale = random_constant(&mut m, &mut r, Elem::I32, &[w.o], 1 << 28, (1 << 31) - 1);
+        let inputs = [
+            (Elem::I32, Access::Element),
+            (Elem::I32, Access::Channel),
+            (Elem::I32, Access::Element),
+            (Elem::I32, Access::Channel),
+        ];
+        let insts = vec![
+            Inst::Load(0),
+            Inst::Load(1),
+            Inst::Add(0, 1),
+            Inst::Load(2),
+            Inst::Add(2, 3),
+            Inst::Load(3),
+            Inst::MulWide(4, 5),
+            Inst::RoundShr(6, 38),
+            Inst::Truncate(7),
+        ];
+        let mended = lane(&mut m, &inputs, insts, Elem::U8);
+        let along = |d: usize, size: usize| (size + w.pads[d] + w.pads[2 + d] - w.k) / w.strides[d] + 1;
+        let pixels = [along(0, w.size), along(1, w.size + 3), w.o];
+        let map = random_constant(&mut m, &mut r, Elem::I32, &pixels, -(1 << 20), 1 << 20);
+        let op = Op::FusedConv2d {
+            strides: w.strides,
+            pads: w.pads,
+            dilations: w.dilations,
+            groups: w.groups,
+            layout: ChannelsLast,
+            x_zero: 131,
+            lane: mended,
+            to: Elem::U8,
+        };
+        let y = node(&mut m, op, &[x, weights, bias, map, scale]);
+        check(&mut m, y, 3, &[]);
+    }
+}
+
 /// A lane program with a bias, a table of bytes, a residual, and a scalar.
 #[test]
 fn depthwise_lane_programs() {

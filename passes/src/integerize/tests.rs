@@ -258,6 +258,15 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let (x, y) = (b.bytes(&[rows, k]), b.bytes(&[rows, k]));
             b.op(Op::Mul {}, &[x, y])
         }
+        "bias-accumulators" if rows % 2 == 0 => {
+            let (x, w) = (b.bytes(&[2, rows, k, 3]), b.weights(&[n, 3, 1, 1], 0));
+            let layout = ImageLayout::ChannelsLast;
+            let conv = Op::Conv2d { strides: [1, 1], pads: [0; 4], dilations: [1, 1], groups: 1, layout };
+            let sums = b.op(conv, &[x, w]);
+            let values = b.dice.floats(rows * k * n);
+            let map = b.m.constant(Const::new("map", TensorType::f32(shape(&[rows, k, n])), &values));
+            b.op(Op::Add {}, &[sums, map])
+        }
         "bias-accumulators" => {
             let (q, key) = (b.bytes(&[2, rows, k]), b.signed(Elem::I8, &[2, k, n], 0.01));
             let scores = b.op(Op::MatMul {}, &[q, key]);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vitc_ir::{Class, Def, Dim, Elem, Module, Node, Op, Shape, ValueId};
+use vitc_ir::{Class, Def, Dim, Elem, ImageLayout, Module, Node, Op, Shape, ValueId};
 
 use super::given;
 use crate::clean::slices::is_elementwise;
@@ -60,7 +60,7 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
         (Op::Gelu { .. } | Op::Silu {} | Op::HardSwish {}, _) if is_gated(module, node) => Demand::Integer(Role::Wide),
         (Op::Mul {}, 0) if scales_channels(module, node) => Demand::Integer(Role::Wide),
         (Op::Mul {}, 1) if scales_channels(module, node) => Demand::Plain,
-        (Op::Add {}, _) if only_biases_scores(module, node.result) => Demand::Plain,
+        (Op::Add {}, _) if only_biases_scores(module, node.result) || biases_pixels(module, node) => Demand::Plain,
         (Op::Mul {}, _) if only_scales_scores(module, node.result) => Demand::Plain,
         (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some_and(|s| s != v) => Demand::Plain,
         (op, _) if is_elementwise(op) && chain_source(module, node.result).is_some() => Demand::Integer(Role::Unsigned),
@@ -90,8 +90,10 @@ pub(crate) fn demand(module: &Module, node: usize, i: usize) -> Demand {
 /// leaves them to other kernels. Trio-ViT keeps what is before the activation unquantized as well: in 8 bits it loses more than the result does.
 /// A model that came quantized keeps the bytes it has.
 pub(crate) fn is_fine_hardswish(module: &Module, node: &Node) -> bool {
-    let weighted =
-        |n: &Node| matches!(n.op, Op::MatMul {} | Op::Conv2d { .. }) && module.const_of(n.operands[1]).is_some();
+    let weighted = |n: &Node| {
+        let weights = || module.const_of(n.operands[1]).is_some();
+        matches!(n.op, Op::MatMul {} | Op::Conv2d { .. }) && weights() || biases_pixels(module, n)
+    };
     let mut users = module.nodes.iter().filter(|n| n.operands.contains(&node.result));
     matches!(node.op, Op::HardSwish {})
         && module.node_of(node.operands[0]).is_some_and(weighted)
@@ -287,6 +289,25 @@ fn only_biases_scores(module: &Module, v: ValueId) -> bool {
         bottom = below(node.result);
     }
     top != v && module.node_of(source).is_some_and(product) && bottom.is_some_and(|n| matches!(n.op, Op::Softmax {}))
+}
+
+/// A constant for each pixel and channel, added to what alone a convolution with constant weights yields (the border of shifted
+/// channels), joins the accumulators.
+fn biases_pixels(module: &Module, node: &Node) -> bool {
+    let of_pixels = || {
+        let pixel = module.ty(node.result).shape.0.get(1..)?;
+        module.const_of(node.operands[1]).filter(|c| pixel.len() == 3 && c.ty.shape.0 == pixel)
+    };
+    let is_conv = |n: &Node| {
+        let last = matches!(n.op, Op::Conv2d { layout: ImageLayout::ChannelsLast, .. });
+        last && (module.const_of(n.operands[1]).is_some() || given::integers(module, n.operands[1]).is_some())
+    };
+    let alone = || module.nodes.iter().filter(|n| n.operands.contains(&node.operands[0])).count() == 1;
+    matches!(node.op, Op::Add {})
+        && of_pixels().is_some()
+        && module.node_of(node.operands[0]).is_some_and(is_conv)
+        && alone()
+        && module.outputs.iter().all(|o| o.value != node.operands[0])
 }
 
 /// A value in a role.

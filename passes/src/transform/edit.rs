@@ -99,10 +99,9 @@ pub(crate) struct Filters {
     pub(crate) depth: usize,
     pub(crate) taps: usize,
     pub(crate) groups: usize,
-    /// Whether positions beyond the border count, as zeros.
-    pub(crate) padded: bool,
     pub(crate) weights: Vec<f64>,
     pub(crate) bias: Vec<f64>,
+    axes: [Axis; 2],
     touched_bias: bool,
     dims: Vec<usize>,
 }
@@ -110,7 +109,7 @@ pub(crate) struct Filters {
 impl Filters {
     /// A convolution whose filters and bias are constant.
     pub(crate) fn of(module: &Module, node: usize) -> Option<Filters> {
-        let Op::Conv2d { pads, groups, layout: ImageLayout::ChannelsLast, .. } = module.nodes[node].op else {
+        let Op::Conv2d { groups, layout: ImageLayout::ChannelsLast, .. } = module.nodes[node].op else {
             return None;
         };
         let operands = &module.nodes[node].operands;
@@ -122,8 +121,13 @@ impl Filters {
         };
         let weights = c.values::<f32>().iter().map(|&w| w.into()).collect();
         let (filters, depth, taps) = (dims[0], dims[1], dims[2..].iter().product());
-        let padded = pads.iter().any(|p| *p > 0);
-        Some(Filters { node, filters, depth, taps, groups, padded, weights, bias, touched_bias: false, dims })
+        let axes = [Axis::of(module, node, 0)?, Axis::of(module, node, 1)?];
+        Some(Filters { node, filters, depth, taps, groups, weights, bias, axes, touched_bias: false, dims })
+    }
+
+    /// Whether any tap lies beyond the border, where zeros count.
+    pub(crate) fn is_padded(&self) -> bool {
+        self.axes.iter().any(|axis| axis.inside().iter().flatten().any(|inside| !inside))
     }
 
     /// The taps of filter `o` on its input `i`.
@@ -136,7 +140,8 @@ impl Filters {
         o / (self.filters / self.groups) * self.depth + i
     }
 
-    /// Takes an input that became `(x - centre) / factor`. A centre is for convolutions without borders.
+    /// Takes an input that became `(x - centre) / factor`. The bias takes over what the centre adds where no tap is beyond the
+    /// border; the rest is [`Filters::beyond_border`].
     pub(crate) fn take_input(&mut self, factor: &[f64], centre: &[f64]) {
         for o in 0..self.filters {
             for i in 0..self.depth {
@@ -147,6 +152,32 @@ impl Filters {
                 self.weights[at..at + self.taps].iter_mut().for_each(|w| *w *= factor[c]);
             }
         }
+    }
+
+    /// What the taps beyond the border would add to each output if channels went on there at these constants, as
+    /// [output rows, output columns, filters] with its dimensions.
+    pub(crate) fn beyond_border(&self, constants: &[f64]) -> ([usize; 3], Vec<f64>) {
+        let [down, across] = self.axes.each_ref().map(Axis::inside);
+        let adds: Vec<Vec<f64>> = (0..self.filters).map(|o| self.adds(o, constants)).collect();
+        let mut map = Vec::with_capacity(down.len() * across.len() * self.filters);
+        for y in &down {
+            for x in &across {
+                let is_beyond = |tap: &usize| !(y[tap / x.len()] && x[tap % x.len()]);
+                let beyond: Vec<usize> = (0..self.taps).filter(is_beyond).collect();
+                map.extend(adds.iter().map(|adds| beyond.iter().map(|&tap| adds[tap]).sum::<f64>()));
+            }
+        }
+        ([down.len(), across.len(), self.filters], map)
+    }
+
+    /// What each tap of filter `o` adds where its inputs are these constants.
+    fn adds(&self, o: usize, constants: &[f64]) -> Vec<f64> {
+        let mut adds = vec![0.0; self.taps];
+        for i in 0..self.depth {
+            let c = constants[self.channel(o, i)];
+            adds.iter_mut().zip(self.taps_of(o, i)).for_each(|(sum, w)| *sum += c * w);
+        }
+        adds
     }
 
     /// Makes every output `(y - centre) / factor`.
@@ -168,12 +199,47 @@ impl Filters {
     }
 }
 
+/// A convolution of images with channels last along rows or columns.
+struct Axis {
+    input: usize,
+    output: usize,
+    taps: usize,
+    stride: usize,
+    dilation: usize,
+    /// Positions before the first input.
+    pad: usize,
+}
+
+impl Axis {
+    fn of(module: &Module, node: usize, axis: usize) -> Option<Axis> {
+        let Op::Conv2d { strides, pads, dilations, .. } = module.nodes[node].op else { return None };
+        let size = |v: ValueId, i: usize| module.ty(v).shape.0.get(i)?.as_fixed();
+        let operands = &module.nodes[node].operands;
+        Some(Axis {
+            input: size(operands[0], 1 + axis)?,
+            output: size(module.nodes[node].result, 1 + axis)?,
+            taps: size(operands[1], 2 + axis)?,
+            stride: strides[axis],
+            dilation: dilations[axis],
+            pad: pads[axis],
+        })
+    }
+
+    /// For each output which taps lie inside the input.
+    fn inside(&self) -> Vec<Vec<bool>> {
+        let image = self.pad..self.pad + self.input;
+        let inside = |at: usize, tap: usize| image.contains(&(at * self.stride + tap * self.dilation));
+        (0..self.output).map(|at| (0..self.taps).map(|tap| inside(at, tap)).collect()).collect()
+    }
+}
+
 /// Puts a node behind another one: all that read its result read the new node's.
 pub(crate) fn insert_behind(module: &mut Module, node: usize, op: Op, constant: ValueId) -> ValueId {
     let (from, loc) = (module.nodes[node].result, module.nodes[node].loc.clone());
     let result = ValueId(module.values.len() as u32);
     let behind = module.nodes.iter_mut().skip(node + 1);
     behind.flat_map(|n| &mut n.operands).filter(|v| **v == from).for_each(|v| *v = result);
+    module.outputs.iter_mut().filter(|o| o.value == from).for_each(|o| o.value = result);
     let at = node + 1;
     for value in &mut module.values {
         if let Def::Node(n) = &mut value.def

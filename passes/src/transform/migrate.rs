@@ -12,8 +12,12 @@
 //! What HardSwish yields cannot be scaled before it. Behind it the factor costs nothing: it becomes the requantize's, one
 //! multiplier for each channel. What a depthwise convolution reads so has a scale for each channel, for each of its filters
 //! reads one. A function that is a table (GELU, SiLU, HardSwish of bytes) is left alone: its 256 results for all channels are no
-//! finer for a finer scale behind it. A border of zeros is not the border of shifted channels, so no centre is taken from what
-//! a padded convolution reads.
+//! finer for a finer scale behind it.
+//!
+//! A border of zeros is not the border of shifted channels: there the bias holds more than the taps inside the image can give
+//! back. What is too much depends on the position, and is zero where no tap is beyond the border; `conv(centre map) - bias`,
+//! which Trio-ViT's code computes as a convolution of the constant map. Once all is moved ([`mend_border`]) it is taken off by an
+//! `add` of a constant [rows, columns, channels] right behind the convolution, and that joins its accumulators as integers.
 
 use std::collections::BTreeSet;
 
@@ -31,9 +35,11 @@ const ALPHAS: [f64; 8] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// No factor behind a curve is further than this from the geometric mean: a requantize of 15 bits keeps 9 for the smallest.
 const FARTHEST_BEHIND_CURVE: f64 = 5.6;
 /// Predicted noise must shrink to this at least by factors, and to that by centres, which cost a sum: gains of less than a
-/// decibel were losses as often, measured.
+/// decibel were losses as often, measured. Where borders have to be mended, centres cost a map in memory as well, of which four
+/// bytes are read for each output of one.
 const WORTH: f64 = 0.98;
 const WORTH_A_SUM: f64 = 0.8;
+const WORTH_A_MAP: f64 = 0.5;
 
 /// Values whose channels have one factor, what makes them and what reads them. Nodes are told by their results, for nodes are
 /// put between them.
@@ -56,11 +62,29 @@ pub(crate) struct Allowed {
 }
 
 /// What was done: predicted noise before, with factors alone, and with centres where they were taken too.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Done {
     pub(crate) before: f64,
     pub(crate) migrated: Option<f64>,
     pub(crate) shifted: Option<f64>,
+    /// Convolutions whose borders no longer hold what their input's channels have as zero.
+    pub(crate) borders: Vec<Border>,
+}
+
+/// A convolution by its result, and what is too little in the channels beyond its border.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Border {
+    conv: ValueId,
+    lacking: Vec<f64>,
+}
+
+/// Takes off what the bias of a convolution holds for taps that lie beyond the border. After all other rewriting, for it is
+/// computed from the weights as they are.
+pub(crate) fn mend_border(module: &mut Module, border: &Border) -> Option<()> {
+    let node = index_of(module, border.conv)?;
+    let (dims, map) = Filters::of(module, node)?.beyond_border(&border.lacking);
+    behind(module, node, Op::Add {}, "border", &dims, map.iter().map(|x| -x as f32).collect());
+    Some(())
 }
 
 /// Everything whose channels can be moved, but what goes from one product to another without more: that is `values`.
@@ -156,21 +180,23 @@ impl Subject {
         };
         let none = Change::none(channels);
         let before = noise(&none);
-        let mut done = Done { before, migrated: None, shifted: None };
+        let mut done = Done { before, migrated: None, shifted: None, borders: Vec::new() };
         let mut best = (before, none.clone());
         let plain = if allowed.migrate { self.factored(&reads, &none.centre) } else { Vec::new() };
         if let Some(found) = least(plain).filter(|f| f.0 < WORTH * best.0) {
             done.migrated = Some(found.0);
             best = found;
         }
-        if allowed.shift && self.takes_centres(&reads) {
+        // a sum or ReLU has no place for a centre
+        if allowed.shift && self.members.len() == 1 {
             let centre: Vec<f64> =
                 reads[0].seen.min.iter().zip(&reads[0].seen.max).map(|(lo, hi)| (lo + hi) / 2.0).collect();
             let mut candidates = vec![Change { centre: centre.clone(), ..none.clone() }];
             if allowed.migrate {
                 candidates.extend(self.factored(&reads, &centre));
             }
-            if let Some(found) = least(candidates).filter(|f| f.0 < WORTH_A_SUM * best.0) {
+            let worth = if reads.iter().any(|r| r.weights.is_padded()) { WORTH_A_MAP } else { WORTH_A_SUM };
+            if let Some(found) = least(candidates).filter(|f| f.0 < worth * best.0) {
                 done.shifted = Some(found.0);
                 best = found;
             }
@@ -179,12 +205,17 @@ impl Subject {
             return None;
         }
         self.rewrite(module, &best.1)?;
+        if done.shifted.is_some() {
+            done.borders = self.borders(&reads, &best.1);
+        }
         Some(done)
     }
 
-    /// A sum or ReLU has no place for a centre, and neither has a border.
-    fn takes_centres(&self, reads: &[Read<'_>]) -> bool {
-        self.members.len() == 1 && reads.iter().all(|r| !r.weights.is_padded())
+    /// The padded convolutions among the readers, after a change with centres.
+    fn borders(&self, reads: &[Read<'_>], change: &Change) -> Vec<Border> {
+        let lacking: Vec<f64> = change.centre.iter().zip(&change.factor).map(|(c, f)| c / f).collect();
+        let padded = self.readers.iter().zip(reads).filter(|(_, read)| read.weights.is_padded());
+        padded.map(|((_, conv), _)| Border { conv: *conv, lacking: lacking.clone() }).collect()
     }
 
     /// Candidates with that centre: SmoothQuant's factors between the ranges of the channels and the weights that they meet.
@@ -219,18 +250,20 @@ impl Subject {
         let Some(curve) = self.curve else { return Some(()) };
         let mut node = index_of(module, curve)?;
         if change.centre.iter().any(|c| *c != 0.0) {
-            behind(module, node, Op::Add {}, "centre", change.centre.iter().map(|c| -c as f32).collect());
+            let centre = change.centre.iter().map(|c| -c as f32).collect();
+            behind(module, node, Op::Add {}, "centre", &[change.centre.len()], centre);
             node += 1;
         }
-        behind(module, node, Op::Mul {}, "factor", change.factor.iter().map(|f| (1.0 / f) as f32).collect());
+        let factor = change.factor.iter().map(|f| (1.0 / f) as f32).collect();
+        behind(module, node, Op::Mul {}, "factor", &[change.factor.len()], factor);
         Some(())
     }
 }
 
-/// Puts an op with a constant for each channel behind a node.
-fn behind(module: &mut Module, node: usize, op: Op, what: &str, values: Vec<f32>) {
+/// Puts an op with a constant of these dimensions behind a node.
+fn behind(module: &mut Module, node: usize, op: Op, what: &str, dims: &[usize], values: Vec<f32>) {
     let name = format!("{}.{what}", module.nodes[node].loc.as_deref().unwrap_or("channels"));
-    let ty = TensorType::f32(Shape::fixed(&[values.len()]));
+    let ty = TensorType::f32(Shape::fixed(dims));
     let constant = module.constant(Const::new(name, ty, &values));
     edit::insert_behind(module, node, op, constant);
 }
@@ -275,7 +308,7 @@ impl Weights {
     }
 
     fn is_padded(&self) -> bool {
-        matches!(self, Weights::Filters(f) if f.padded)
+        matches!(self, Weights::Filters(f) if f.is_padded())
     }
 
     /// Raises `largest` to the largest weight that each channel meets, as a share of its filter's where a filter reads one

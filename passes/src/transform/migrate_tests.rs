@@ -7,7 +7,7 @@ use vitc_ir::{Module, Op, ValueId};
 use super::tests::{float_error, only, quantized, transformed};
 use super::*;
 use crate::clean;
-use crate::clean::testing::{Build, batched};
+use crate::clean::testing::{Build, batched, inputs, outputs};
 use crate::quantize::tests::pixel_options;
 
 /// Channels of the stream, of what is between, and how much wider some are made than others.
@@ -143,4 +143,92 @@ fn factors_behind_curves_are_multipliers() {
     };
     assert!(integers.nodes.iter().any(by_channel));
     assert!(integers.nodes.iter().all(|n| n.op.class() != vitc_ir::Class::Float));
+}
+
+/// Strides, pads, dilations, groups, and taps a side of a convolution.
+type Geometry = ([usize; 2], [usize; 4], [usize; 2], usize, usize);
+
+/// A convolution of what a product of pixels yields, whose channels lie about as far from zero as they are wide, or further.
+fn off_centre((strides, pads, dilations, groups, side): Geometry, f: Option<Op>) -> Module {
+    let mut b = Build::new(11);
+    let x = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, 9, 10])));
+    let w = b.random.normals(NARROW * 27, 0.3);
+    let x = convolution(&mut b, x, &w, &[1.0; NARROW], (3, 3));
+    let x = b.op(Op::Relu {}, &[x]);
+    let w = b.weights(&[WIDE, NARROW, 1, 1], 0.4);
+    let offsets: Vec<f32> = (0..WIDE).map(|c| 2.0 * ((c * 7 % WIDE) as f32 - 11.0)).collect();
+    let offsets = b.values(&[WIDE], &offsets);
+    let pixelwise =
+        Op::Conv2d { strides: [1, 1], pads: [0; 4], dilations: [1, 1], groups: 1, layout: ImageLayout::ChannelsFirst };
+    let x = b.op(pixelwise, &[x, w, offsets]);
+    let (w, bias) = (b.weights(&[WIDE, WIDE / groups, side, side], 0.3), b.weights(&[WIDE], 0.5));
+    let x = b.op(Op::Conv2d { strides, pads, dilations, groups, layout: ImageLayout::ChannelsFirst }, &[x, w, bias]);
+    let x = f.map_or(x, |f| b.op(f, &[x]));
+    let y = pointwise(&mut b, x, &[1.0; WIDE], &[1.0; 5]);
+    let cleaned = clean::run(&b.done(y), &pixel_options()).unwrap().module;
+    crate::shape::run(&cleaned).unwrap()
+}
+
+/// Dense, grouped, depthwise; strided, dilated, with borders on some sides, wider than the image, or none.
+const WINDOWS: [Geometry; 7] = [
+    ([1, 1], [1; 4], [1, 1], 1, 3),
+    ([2, 2], [1; 4], [1, 1], WIDE, 3),
+    ([1, 1], [2; 4], [1, 1], WIDE, 5),
+    ([1, 2], [0, 2, 1, 0], [1, 2], 4, 3),
+    ([2, 1], [2, 0, 0, 3], [2, 1], WIDE, 3),
+    ([1, 1], [12; 4], [11, 11], 1, 3),
+    ([1, 1], [0; 4], [1, 1], WIDE, 3),
+];
+
+#[test]
+fn borders_of_shifted_channels_are_mended() {
+    for window in WINDOWS {
+        let m = off_centre(window, None);
+        let (t, applied) = transformed(&m, &only(Transform::Shift));
+        vitc_ir::verify::verify(&t).unwrap();
+        assert!(applied.iter().any(|a| a.transform == Transform::Shift), "{window:?}: {applied:?}");
+        let exact = float_error(&m, &t);
+        assert!(exact > 100.0, "{window:?}: {exact} dB");
+        let maps = count(&t, |op| matches!(op, Op::Add {})) - count(&m, |op| matches!(op, Op::Add {}));
+        assert_eq!(maps, usize::from(window.1 != [0; 4]), "{window:?}");
+        let [plain, shifted] = [&m, &t].map(|m| float_error(&m, &quantized(m)));
+        assert!(shifted > plain + 0.5, "{window:?}: {plain} dB plain, {shifted} dB shifted");
+    }
+}
+
+/// What is behind the convolution may move its channels as well, before or after its border is mended.
+#[test]
+fn mended_borders_follow_the_channels_behind() {
+    for f in [Some(Op::HardSwish {}), Some(Op::Relu {}), None] {
+        let m = off_centre(WINDOWS[1], f.clone());
+        let (t, applied) = transformed(&m, &Choice::default());
+        assert!(applied.len() > 1, "{f:?}: {applied:?}");
+        let exact = float_error(&m, &t);
+        assert!(exact > 100.0, "{f:?}: {exact} dB");
+    }
+}
+
+/// A map of border corrections becomes integers of the accumulators: no value of 16 bits stands before or behind it.
+#[test]
+fn mended_borders_join_the_accumulators() {
+    for (window, f) in [(WINDOWS[0], None), (WINDOWS[1], Some(Op::HardSwish {}))] {
+        let m = off_centre(window, f);
+        let (t, _) = transformed(&m, &only(Transform::Shift));
+        let simulated = quantized(&t);
+        let (integers, report) = crate::integerize::run(&simulated, &Default::default()).unwrap();
+        vitc_ir::verify::verify(&integers).unwrap();
+        assert!(report.fired.contains_key("bias-accumulators"), "{:?}", report.fired);
+        let is_conv = |v: ValueId| integers.node_of(v).is_some_and(|n| matches!(n.op, Op::IntConv2d { .. }));
+        let mends = |n: &vitc_ir::Node| n.op == Op::IntAdd { to: vitc_ir::Elem::I32 } && is_conv(n.operands[0]);
+        assert_eq!(integers.nodes.iter().filter(|n| mends(n)).count(), 1);
+        assert!(float_error(&simulated, &integers) > 35.0, "{} dB", float_error(&simulated, &integers));
+        let (fused, _) = crate::fuse::run(&integers).unwrap();
+        assert!(!count_op(&fused, "int.add") && !count_op(&fused, "fused.map"), "part of the convolution");
+        let x = inputs(&m, 30);
+        assert_eq!(outputs(&integers, &x), outputs(&fused, &x));
+    }
+}
+
+fn count_op(m: &Module, op: &str) -> bool {
+    m.nodes.iter().any(|n| n.op.name() == op)
 }

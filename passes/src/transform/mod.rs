@@ -194,11 +194,17 @@ pub fn run(
         note(&module, Transform::Balance, s.query, errors);
     }
     // last, for they put nodes between others
+    let mut borders = Vec::new();
     for (s, allowed) in &subjects.migrate {
         let Some(done) = s.apply(&mut module, channels, levels, *allowed) else { continue };
         let node = s.node(&module);
         note(&module, Transform::Migrate, node, done.migrated.map(|after| (done.before, after)));
         note(&module, Transform::Shift, node, done.shifted.map(|after| (done.migrated.unwrap_or(done.before), after)));
+        borders.extend(done.borders);
+    }
+    for border in &borders {
+        let lost = || Diagnostic::new("internal", "a convolution lost its weights while its channels moved");
+        migrate::mend_border(&mut module, border).ok_or_else(lost)?;
     }
     Ok((module, applied))
 }

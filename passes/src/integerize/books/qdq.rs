@@ -315,18 +315,27 @@ fn sink_extremum(m: &mut Match<'_>) -> Option<Id> {
 }
 
 /// A constant added to accumulators becomes one of their integers; its rounding is half an accumulator step. What is beyond
-/// 2^28 steps (a mask) stays there: no accumulator of scores comes near it.
+/// 2^28 steps (a mask) stays there: no accumulator of scores comes near it. Where accumulators have a scale for each channel, the
+/// constant has a value for each.
 fn bias_accumulators(m: &mut Match<'_>) -> Option<Id> {
     const LARGEST: f64 = (1 << 28) as f64;
     let (x, c) = (m.ty("?x")?, m.constant("?c")?);
     let quant = x.quant.clone()?;
-    let scale = quant.single()?;
     if x.elem != Elem::I32 || quant.zero_point != 0 || c.ty.elem != Elem::F32 || m.root_type()?.shape != x.shape {
         return None;
     }
-    let steps: Vec<i32> =
-        c.values::<f32>().iter().map(|&v| (f64::from(v) / scale).round().clamp(-LARGEST, LARGEST) as i32).collect();
-    let ty = TensorType::new(Elem::I32, c.ty.shape.clone()).with_quant(quant.clone());
+    let channels = quant.scale.len();
+    if quant.single().is_none()
+        && (quant.axis != x.shape.rank().checked_sub(1) || c.ty.shape.last_fixed() != Some(channels))
+    {
+        return None;
+    }
+    let step = |(i, &v): (usize, &f32)| f64::from(v) / quant.scale_at(i % channels);
+    let values = c.values::<f32>();
+    let steps = values.iter().enumerate().map(|at| step(at).round().clamp(-LARGEST, LARGEST) as i32);
+    let steps: Vec<i32> = steps.collect();
+    let of_constant = Quant { axis: quant.axis.and(c.ty.shape.rank().checked_sub(1)), ..quant.clone() };
+    let ty = TensorType::new(Elem::I32, c.ty.shape.clone()).with_quant(of_constant);
     let bias = m.constant_of(&c.name, ty, &steps);
     let operand = m.var("?x")?;
     let sum = m.apply(Op::IntAdd { to: Elem::I32 }, Some(quant), &[operand, bias])?;
