@@ -168,6 +168,7 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
         rounding: options.rounding,
         without_rows: options.transforms.left_out(Transform::Rows).map(String::from).collect(),
         without_bias: options.transforms.left_out(Transform::Bias).map(String::from).collect(),
+        bias_of_bytes: options.transforms.bias_of_bytes,
         threads: options.threads,
     };
     let mut feed = Feed::of(&module, options)?;
@@ -191,17 +192,12 @@ fn quantized(module: Module, options: &WalkOptions, journal: &mut Journal) -> Re
         })?;
     }
     let quantized = placed(module, &seen, &quant, journal)?;
-    match quant.has_few_bits() || options.transforms.bias_of_bytes {
-        true => corrected(quantized, &mut feed, &quant, journal),
-        false => Ok(quantized),
-    }
+    corrected(quantized, &mut feed, &quant, journal)
 }
 
-/// Biases without the mean errors of the calibration inputs. A model that came quantized keeps its own: the mean of what the two
-/// graphs differ by on its grids is mostly chance, and moves values across their steps.
+/// Biases without the mean errors of the calibration inputs, where they are to be corrected.
 fn corrected(quantized: Module, feed: &mut Feed, quant: &QuantOptions, journal: &mut Journal) -> Result<Module> {
-    let left_out = quant.without_bias.iter().any(|p| p == "*");
-    let Some(float) = journal.float.as_ref().filter(|float| !left_out && !quantize::is_quantized(float)) else {
+    let Some(float) = journal.float.as_ref().filter(|float| quantize::wants_correction(float, quant)) else {
         return Ok(quantized);
     };
     let correct =

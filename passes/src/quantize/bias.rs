@@ -44,6 +44,14 @@ struct Pair {
     quantized: usize,
 }
 
+/// Whether the biases of a module of stage `shape` are to be corrected: below 8 bits, or where it is asked for. A model that came
+/// quantized keeps its own: the mean of what the two graphs differ by on its grids is mostly chance, and moves values across
+/// their steps.
+pub fn wants_correction(module: &Module, options: &QuantOptions) -> bool {
+    let left_out = options.without_bias.iter().any(|p| p == "*");
+    (options.has_few_bits() || options.bias_of_bytes) && !left_out && !super::is_quantized(module)
+}
+
 /// Corrects the biases of what [`super::run`] made of `module`. The result does not depend on the number of threads.
 pub fn correct(
     module: &Module,

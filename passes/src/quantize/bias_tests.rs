@@ -5,7 +5,7 @@ use vitc_ir::{Diagnostic, Module, Op};
 
 use super::bias::{Correction, Errors};
 use super::tests::{calibrate, pixel_options, transformer};
-use super::{Corrected, QuantOptions, Rounding, Width, Widths, correct, run};
+use super::{Corrected, QuantOptions, Rounding, Width, Widths, correct, run, wants_correction};
 use crate::clean::testing::{inputs, outputs, sqnr};
 
 /// Weights of two bits, to nearest: their errors have means.
@@ -76,6 +76,18 @@ fn the_same_with_any_number_of_threads_and_only_where_it_may() {
     assert!(less.iter().all(|c| c.node != all[2].node) && less[..2] == all[..2], "{less:?}");
     assert!(corrected(&m, 0..9, &QuantOptions { without_bias: vec!["*".into()], ..coarse(1) }).1.is_empty());
     assert!(corrected(&m, 0..1, &coarse(1)).1.is_empty(), "one image tells nothing of others");
+}
+
+/// Below 8 bits, or where it is asked for; never in a model that came quantized, nor where all of it is left out.
+#[test]
+fn correction_is_wanted_of_few_bits_or_by_name() {
+    let m = transformer(&pixel_options(), [0; 4]);
+    let (few, bytes) = (coarse(1), QuantOptions::default());
+    let asked = QuantOptions { bias_of_bytes: true, ..QuantOptions::default() };
+    let left_out = QuantOptions { without_bias: vec!["*".into()], ..coarse(1) };
+    assert_eq!([&few, &bytes, &asked, &left_out].map(|o| wants_correction(&m, o)), [true, false, true, false]);
+    let came_quantized = run(&m, &calibrate(&m, &bytes), &bytes).unwrap();
+    assert!(![&few, &asked].into_iter().any(|o| wants_correction(&came_quantized, o)));
 }
 
 /// A channel whose errors have a mean is corrected by nearly all of it, one whose errors cancel by nothing.

@@ -37,7 +37,7 @@ use std::collections::BTreeSet;
 
 use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
 
-pub use bias::{Corrected, correct};
+pub use bias::{Corrected, correct, wants_correction};
 pub(crate) use codes::logarithmic;
 pub use codes::{Codes, CodesOf};
 pub use observe::{Calibration, observe};
@@ -87,6 +87,8 @@ pub struct QuantOptions {
     pub without_rows: Vec<String>,
     /// Products, by the name of the ONNX node, whose bias [`correct`] leaves alone.
     pub without_bias: Vec<String>,
+    /// Whether [`correct`] is wanted where all operands of products have 8 bits, too.
+    pub bias_of_bytes: bool,
     /// Threads that calibrate; the result does not depend on it.
     pub threads: usize,
 }
@@ -103,6 +105,7 @@ impl Default for QuantOptions {
             rounding: Rounding::default(),
             without_rows: Vec::new(),
             without_bias: Vec::new(),
+            bias_of_bytes: false,
             threads: 1,
         }
     }
@@ -110,7 +113,7 @@ impl Default for QuantOptions {
 
 impl QuantOptions {
     /// Whether anything is asked to have fewer than 8 bits.
-    pub fn has_few_bits(&self) -> bool {
+    fn has_few_bits(&self) -> bool {
         self.weights.any_narrow() || self.activations.any_narrow()
     }
 
