@@ -355,3 +355,29 @@ fn gates_in_16_bits() {
         assert!(text.contains("vpmulhrsw zmm") && !text.contains("vpmulld"), "{text}");
     }
 }
+
+/// Levels by comparisons with thresholds, as `passes` writes quantizers of few levels: all operands but the value are constants.
+#[test]
+fn ladders_of_comparisons() {
+    for (levels, columns) in [(1i64, 64), (2, 64), (3, 40), (5, 190)] {
+        let mut insts = vec![Inst::Load(0), Inst::Const(levels, Width::W32)];
+        for level in (0..levels).rev() {
+            let threshold = if level == 0 { i64::from(i32::MIN) + 1 } else { level * 9000 - 12_345 };
+            let last = insts.len() as u32 - 1;
+            insts.extend([Inst::Const(threshold, Width::W32), Inst::Const(level, Width::W32)]);
+            insts.push(Inst::SelectLess(0, last + 1, last + 2, last));
+        }
+        let element = [(Elem::I32, Access::Element)];
+        let mut m = module();
+        let x = input(&mut m, Elem::I32, batched(&[13, columns]));
+        let l = lane(&mut m, &element, insts.clone(), Elem::U8);
+        let y = node(&mut m, Op::FusedMap { shape: batched(&[13, columns]), lane: l, to: Elem::U8 }, &[x]);
+        check(&mut m, y, 4, &[(-50_000, 50_000)]);
+        let (mut m, mut r) = (module(), Random(6));
+        let a = input(&mut m, Elem::U8, batched(&[13, 37]));
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[37, columns], -128, 127);
+        let l = lane(&mut m, &element, insts, Elem::I8);
+        let y = node(&mut m, Op::FusedMatMul { a_zero: 0, b_zero: 0, lane: l, to: Elem::I8 }, &[a, w]);
+        check(&mut m, y, 5, &[]);
+    }
+}
