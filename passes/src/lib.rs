@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clean;
+mod extract;
 pub mod fuse;
 pub mod integerize;
 pub mod mixed;

@@ -1,16 +1,19 @@
 //! The third rule book: strength reduction inside lane programs, by equality saturation over their instructions.
 //!
-//! All rules are exact on values for which the left side does not overflow, which the interval analysis has proved.
+//! All rules are exact on values for which the left side does not overflow, which the interval analysis has proved. Which program is
+//! taken the cost decides, of each value once however often it is read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
 use egg::{
-    Applier, CostFunction, EGraph, Extractor, FromOp, Id, Language, PatternAst, RecExpr, Rewrite, Runner,
-    SimpleScheduler, Subst, Symbol, Var,
+    Analysis, Applier, DidMerge, EGraph, FromOp, Id, Language, PatternAst, RecExpr, Rewrite, Runner, SimpleScheduler,
+    Subst, Symbol, Var,
 };
 use vitc_ir::lane::{Inst, Program, Reg, Width};
+
+use crate::extract;
 
 /// An instruction as a term: operands are children, immediates stay in the instruction (whose own operands are zeroed).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,7 +107,24 @@ impl fmt::Display for LaneTerm {
     }
 }
 
-type Lanes = EGraph<LaneTerm, ()>;
+/// What is known of a program beside its instructions.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The value of each input that is one constant for all elements.
+    scalars: Vec<Option<i64>>,
+}
+
+impl Analysis<LaneTerm> for Known {
+    type Data = ();
+
+    fn make(_: &mut EGraph<LaneTerm, Known>, _: &LaneTerm, _: Id) {}
+
+    fn merge(&mut self, (): &mut (), (): ()) -> DidMerge {
+        DidMerge(false, false)
+    }
+}
+
+type Lanes = EGraph<LaneTerm, Known>;
 
 /// Builds the right side from a class's instruction and the instructions of its operands; `None` when the guard refuses.
 type Build = fn(&mut Lanes, &LaneTerm) -> Option<Id>;
@@ -133,6 +153,7 @@ pub fn rules() -> Vec<LaneRule> {
         rule("merge-clamps",           merge_clamps),                        //  clamp(clamp(x, a, b), c, d)  -> clamp(x, ..)
         rule("clamp-full-range",       clamp_full_range),                    //  clamp(x32, -2^31, 2^31-1)    -> x
         rule("clamp-then-truncate",    clamp_then_truncate),                 //  clamp32(truncate(clamp64 x)) -> truncate(clamp64 x), merged
+        rule("few-levels",             few_levels),                          //  clamp(requantize x, lo, hi)  -> x < t ? lo : ... : hi, up to 16 levels
     ]
 }
 
@@ -235,8 +256,94 @@ fn clamp_then_truncate(g: &mut Lanes, t: &LaneTerm) -> Option<Id> {
     Some(add(g, Inst::Truncate(0), &[clamped]))
 }
 
+/// A requantize by one multiplier: `roundshr(x * multiplier, shift) + zero_point`.
+#[derive(Clone, Copy)]
+struct Dyadic {
+    x: Id,
+    multiplier: i64,
+    shift: u32,
+    zero_point: i64,
+}
+
+impl Dyadic {
+    /// The requantize that yields a class; `narrow` tells whether its result has 32 bits.
+    fn of(g: &Lanes, id: Id, narrow: bool) -> Option<Dyadic> {
+        operand(g, id, |t| match t.inst {
+            Inst::Truncate(_) if narrow => Dyadic::of(g, t.children[0], false),
+            Inst::RoundShr(_, shift) if !narrow => {
+                let (x, multiplier) = operand(g, t.children[0], |t| scaled(g, t))?;
+                Some(Dyadic { x, multiplier, shift, zero_point: 0 })
+            }
+            _ => {
+                // a sum with zero may be of the class itself
+                let (x, z, _) = sum_with_constant(g, t).filter(|(_, z, _)| *z != 0)?;
+                let inner = Dyadic::of(g, x, narrow)?;
+                (inner.zero_point == 0).then_some(Dyadic { zero_point: z, ..inner })
+            }
+        })
+    }
+
+    fn of_value(self, x: i32) -> i128 {
+        let product = i128::from(x) * i128::from(self.multiplier);
+        ((product + (1 << (self.shift - 1))) >> self.shift) + i128::from(self.zero_point)
+    }
+
+    /// The least 32-bit value from which on the result is that level or more: the function never falls.
+    fn threshold(self, level: i64) -> Option<i32> {
+        let reaches = |x: i64| self.of_value(x as i32) >= level.into();
+        let (mut below, mut from) = (i64::from(i32::MIN) - 1, i64::from(i32::MAX) + 1);
+        while from - below > 1 {
+            let middle = (below + from).div_euclid(2);
+            if reaches(middle) { from = middle } else { below = middle }
+        }
+        i32::try_from(from).ok()
+    }
+}
+
+/// The operand of a 64-bit product with one positive number for all elements, and that number.
+fn scaled(g: &Lanes, t: &LaneTerm) -> Option<(Id, i64)> {
+    let Inst::MulWide(..) = t.inst else { return None };
+    let number = |id: Id| {
+        let scalar = |t: &LaneTerm| match t.inst {
+            Inst::Load(n) => g.analysis.scalars.get(n as usize).copied().flatten(),
+            Inst::Const(v, _) => Some(v),
+            _ => None,
+        };
+        operand(g, id, scalar).filter(|m| *m > 0)
+    };
+    let (a, b) = (t.children[0], t.children[1]);
+    number(b).map(|m| (a, m)).or_else(|| number(a).map(|m| (b, m)))
+}
+
+/// A requantize of few levels as comparisons (the comparator quantizers of Low-Bit Integerization): the level is the one
+/// before the first threshold that the value does not reach.
+fn few_levels(g: &mut Lanes, t: &LaneTerm) -> Option<Id> {
+    /// More levels are never cheaper.
+    const LEVELS: i64 = 16;
+    let (clamped, lo, hi) = match t.inst {
+        Inst::Truncate(_) => operand(g, t.children[0], clamp_of)?,
+        _ => clamp_of(t)?,
+    };
+    if hi - lo >= LEVELS || lo < i32::MIN.into() || hi > i32::MAX.into() {
+        return None;
+    }
+    let quantizer = Dyadic::of(g, clamped, !matches!(t.inst, Inst::Truncate(_)))?;
+    let mut level = add(g, Inst::Const(hi, Width::W32), &[]);
+    for next in (lo + 1..=hi).rev() {
+        let below = add(g, Inst::Const(next - 1, Width::W32), &[]);
+        level = match quantizer.threshold(next) {
+            Some(threshold) => {
+                let threshold = add(g, Inst::Const(threshold.into(), Width::W32), &[]);
+                add(g, Inst::SelectLess(0, 0, 0, 0), &[quantizer.x, threshold, below, level])
+            }
+            None => below,
+        };
+    }
+    Some(level)
+}
+
 /// Runs a builder on every instruction of a class.
-impl Applier<LaneTerm, ()> for LaneRule {
+impl Applier<LaneTerm, Known> for LaneRule {
     fn apply_one(
         &self,
         g: &mut Lanes,
@@ -256,27 +363,27 @@ impl Applier<LaneTerm, ()> for LaneRule {
     }
 }
 
-/// Rough instruction counts of the portable tier; 64-bit lanes need two vectors, tables are scalar.
-struct Cost;
-
-impl CostFunction<LaneTerm> for Cost {
-    type Cost = u64;
-
-    fn cost<C: FnMut(Id) -> u64>(&mut self, term: &LaneTerm, mut costs: C) -> u64 {
-        let own = match term.inst {
-            Inst::Load(_) | Inst::Const(..) => 1,
-            Inst::Mul(..) | Inst::MulWide(..) => 4,
-            Inst::RoundShr(..) => 4,
-            Inst::Clamp(..) => 3,
-            Inst::Table { .. } => 12,
-            _ => 2,
-        };
-        term.children.iter().fold(own, |sum, &c| sum + costs(c))
+/// Rough instruction counts of the portable tier; 64-bit lanes need two vectors, tables are scalar. A comparison counts for what it is
+/// beside a requantize on 512 bits, where products cost less: three levels are faster by comparisons, four are slower. On 128 bits six
+/// still would be faster (docs/accuracy.md).
+fn cost(inst: &Inst) -> u64 {
+    match inst {
+        Inst::Load(_) | Inst::Const(..) => 1,
+        Inst::Mul(..) | Inst::MulWide(..) => 4,
+        Inst::RoundShr(..) | Inst::SelectLess(..) => 4,
+        Inst::Clamp(..) => 3,
+        Inst::Table { .. } => 12,
+        _ => 2,
     }
 }
 
-/// The cheapest equal program. What a final clamp does that the store's saturation does anyway is left out.
-pub fn optimize(program: &Program, fired: &mut BTreeMap<String, usize>) -> Result<Program, String> {
+/// The cheapest equal program. What a final clamp does that the store's saturation does anyway is left out. `scalars` holds the
+/// values of inputs that are one constant.
+pub fn optimize(
+    program: &Program,
+    scalars: &[Option<i64>],
+    fired: &mut BTreeMap<String, usize>,
+) -> Result<Program, String> {
     program.widths()?;
     let mut expr: RecExpr<LaneTerm> = RecExpr::default();
     for inst in &program.insts {
@@ -284,11 +391,11 @@ pub fn optimize(program: &Program, fired: &mut BTreeMap<String, usize>) -> Resul
         expr.add(LaneTerm::new(inst, children));
     }
     let any = egg::Pattern::<LaneTerm>::new(any_class());
-    let rewrites: Vec<Rewrite<LaneTerm, ()>> = rules()
+    let rewrites: Vec<Rewrite<LaneTerm, Known>> = rules()
         .into_iter()
         .map(|r| Rewrite::new(r.name, any.clone(), r).map_err(|e| e.to_string()))
         .collect::<Result<_, _>>()?;
-    let runner = Runner::<LaneTerm, (), ()>::new(())
+    let runner = Runner::<LaneTerm, Known, ()>::new(Known { scalars: scalars.to_vec() })
         .with_expr(&expr)
         .with_scheduler(SimpleScheduler)
         .with_time_limit(Duration::MAX)
@@ -300,8 +407,12 @@ pub fn optimize(program: &Program, fired: &mut BTreeMap<String, usize>) -> Resul
             *fired.entry(rule.to_string()).or_default() += count;
         }
     }
-    let (_, best) = Extractor::new(&runner.egraph, Cost).find_best(runner.roots[0]);
-    let optimized = Program { insts: instructions(&best), ..program.clone() };
+    let (egraph, root) = (&runner.egraph, runner.egraph.find(runner.roots[0]));
+    let chosen = extract::extract(egraph, &[root], |_, term| cost(&term.inst)).ok_or("saturation lost the program")?;
+    let (depths, registers, insts) = Default::default();
+    let mut schedule = Schedule { egraph, chosen: &chosen, depths, registers, insts };
+    schedule.push(root);
+    let optimized = Program { insts: schedule.insts, ..program.clone() };
     Ok(drop_stored_clamp(optimized))
 }
 
@@ -311,25 +422,45 @@ fn any_class() -> PatternAst<LaneTerm> {
     ast
 }
 
-/// Instructions of an expression, equal ones once.
-fn instructions(expr: &RecExpr<LaneTerm>) -> Vec<Inst> {
-    let mut insts: Vec<Inst> = Vec::new();
-    let mut known: HashMap<Inst, Reg> = HashMap::new();
-    let mut regs: Vec<Reg> = Vec::new();
-    for term in expr.as_ref() {
-        let operands: Vec<Reg> = term.children.iter().map(|c| regs[usize::from(*c)]).collect();
-        let inst = with_operands(&term.inst, &pad(&operands));
-        let reg = *known.entry(inst).or_insert_with(|| {
-            insts.push(inst);
-            (insts.len() - 1) as Reg
-        });
-        regs.push(reg);
-    }
-    insts
+/// The chosen terms as a program.
+struct Schedule<'e> {
+    egraph: &'e Lanes,
+    chosen: &'e HashMap<Id, LaneTerm>,
+    /// How many instructions a value goes through at most.
+    depths: HashMap<Id, usize>,
+    registers: HashMap<Id, Reg>,
+    insts: Vec<Inst>,
 }
 
-fn pad(operands: &[Reg]) -> [Reg; 4] {
-    std::array::from_fn(|i| operands.get(i).copied().unwrap_or(0))
+impl Schedule<'_> {
+    fn depth(&mut self, class: Id) -> usize {
+        let class = self.egraph.find(class);
+        if let Some(&known) = self.depths.get(&class) {
+            return known;
+        }
+        let children = self.chosen[&class].children.iter();
+        let depth = children.map(|&c| 1 + self.depth(c)).max().unwrap_or(0);
+        self.depths.insert(class, depth);
+        depth
+    }
+
+    /// Appends the instructions of a class after those that it reads, of which the longest come first: so what is loaded or
+    /// constant is there right before it is used, and holds no register until then.
+    fn push(&mut self, class: Id) -> Reg {
+        let class = self.egraph.find(class);
+        if let Some(&known) = self.registers.get(&class) {
+            return known;
+        }
+        let term = &self.chosen[&class];
+        let mut order: Vec<usize> = (0..term.children.len()).collect();
+        order.sort_by_cached_key(|&i| std::cmp::Reverse(self.depth(term.children[i])));
+        let mut operands = [0; 4];
+        order.into_iter().for_each(|i| operands[i] = self.push(term.children[i]));
+        let register = self.insts.len() as Reg;
+        self.insts.push(with_operands(&term.inst, &operands));
+        self.registers.insert(class, register);
+        register
+    }
 }
 
 /// The store saturates to the output type: a last clamp to that range or a wider one does nothing more.
@@ -369,22 +500,47 @@ mod tests {
             "clamp-then-truncate" => {
                 vec![Load(0), Widen(0), Clamp(1, -50 * wa, 60), Truncate(2), Clamp(3, -20, -5 * wb)]
             }
+            // an input that is a scalar, and a constant; 32 and 64 bits after the shift
+            "few-levels" if a % 2 == 0 => vec![
+                Load(0),
+                Load(1),
+                MulWide(0, 1),
+                RoundShr(2, 33 + b % 12),
+                Truncate(3),
+                Const(wa, w32),
+                Add(4, 5),
+                Clamp(6, wa - 1, wa + 1),
+            ],
+            "few-levels" => vec![
+                Load(0),
+                Const(wa * 0x0100_0001, w32),
+                MulWide(1, 0),
+                RoundShr(2, 20 + b % 12),
+                Clamp(3, -1, i64::from(b)),
+                Truncate(4),
+            ],
             other => panic!("no instance for {other}"),
         }
     }
+
+    /// The value of input 1 where it is a scalar.
+    const SCALAR: i64 = 0x5a31_0007;
 
     #[test]
     fn every_rule_fires_and_changes_no_value() {
         for rule in rules() {
             for seed in 0..64 {
                 let (a, b) = (1 + seed % 8, 1 + seed / 8);
-                let input = Input { elem: Elem::I16, access: Access::Element };
-                let program = Program { inputs: vec![input], insts: instance(rule.name, a, b), output: Elem::I32 };
+                let inputs = vec![
+                    Input { elem: Elem::I16, access: Access::Element },
+                    Input { elem: Elem::I32, access: Access::Scalar },
+                ];
+                let program = Program { inputs, insts: instance(rule.name, a, b), output: Elem::I32 };
                 let mut fired = BTreeMap::new();
-                let better = optimize(&program, &mut fired).unwrap();
+                let better = optimize(&program, &[None, Some(SCALAR)], &mut fired).unwrap();
                 assert!(fired.contains_key(rule.name), "{} did not fire on {:?}", rule.name, program.insts);
                 for x in [-32768, -1000, -129, -128, -1, 0, 1, 7, 127, 128, 255, 4096, 32767] {
-                    let run = |p: &Program| p.eval(|_| x, |_, _| 0);
+                    let run = |p: &Program| p.eval(|n| if n == 0 { x } else { SCALAR }, |_, _| 0);
                     // a rule may remove an overflow, never add one
                     if let Ok(value) = run(&program) {
                         assert_eq!(
@@ -406,7 +562,103 @@ mod tests {
         let input = Input { elem: Elem::I32, access: Access::Element };
         let insts = vec![Inst::Load(0), Inst::Clamp(0, -128, 127)];
         let program = Program { inputs: vec![input], insts, output: Elem::I8 };
-        let better = optimize(&program, &mut BTreeMap::new()).unwrap();
+        let better = optimize(&program, &[], &mut BTreeMap::new()).unwrap();
         assert_eq!(better.insts, vec![Inst::Load(0)]);
+    }
+
+    /// A requantize of accumulators to so many levels, and what became of it.
+    fn levels(count: i64, shift: u32, zero_point: i64, known: bool) -> (Program, Program) {
+        let input = |access| Input { elem: Elem::I32, access };
+        let mut insts = vec![Inst::Load(0), Inst::Load(1), Inst::MulWide(0, 1), Inst::RoundShr(2, shift)];
+        if shift >= 32 {
+            insts.push(Inst::Truncate(3));
+            insts.extend([Inst::Const(zero_point, Width::W32), Inst::Add(4, 5), Inst::Clamp(6, -1, count - 2)]);
+        } else {
+            insts.extend([Inst::Const(zero_point, Width::W64), Inst::Add(3, 4), Inst::Clamp(5, -1, count - 2)]);
+            insts.push(Inst::Truncate(6));
+        }
+        let program = Program { inputs: vec![input(Access::Element), input(Access::Scalar)], insts, output: Elem::I32 };
+        let mut fired = BTreeMap::new();
+        let better = optimize(&program, &[None, known.then_some(SCALAR)], &mut fired).unwrap();
+        assert_eq!(fired.contains_key("few-levels"), known && count <= 16);
+        (program, better)
+    }
+
+    const MODULE: &str = r#"
+module "levels" stage integerize {
+  const @m : tensor<1xi32> = [1518403591]
+  graph (%x: tensor<Nx5xi32, q(0x1p-8, 0)>) -> (%1 "y") {
+    %0 = int.requant %x, @m {axis = 1, x_zero = 0, shift = 40, zero_point = 1, to = i8} : tensor<Nx5xi8, q(0x1p0, 1)>
+    %1 = int.clamp %0 {lo = 0, hi = 2} : tensor<Nx5xi8, q(0x1p0, 1)>
+  }
+}
+"#;
+
+    /// From the ops of a module: a multiplier that is one constant is known to be one.
+    #[test]
+    fn a_clamp_to_three_levels_compares() {
+        use vitc_ir::eval::{self, Data, Tensor};
+        let before = vitc_ir::text::parse(MODULE, Default::default()).unwrap();
+        let (after, fired) = crate::fuse::run(&before).unwrap();
+        assert!(fired.contains_key("few-levels") && after.lanes.iter().any(|(_, program)| is_compared(program)));
+        let x =
+            Tensor { shape: vec![2, 5], data: Data::I32(vec![0, 362, 363, -362, -363, 1086, 1087, -9, 9, i32::MIN]) };
+        let run = |m| format!("{:?}", eval::run(m, std::slice::from_ref(&x)).unwrap());
+        assert_eq!(run(&before), run(&after));
+    }
+
+    fn is_compared(program: &Program) -> bool {
+        program.insts.iter().any(|i| matches!(i, Inst::SelectLess(..)))
+    }
+
+    /// Comparisons are exact at every threshold, on both sides of it, and at the ends of 32 bits.
+    #[test]
+    fn few_levels_change_at_the_same_values() {
+        for (shift, zero_point) in [(20, 0), (31, 3), (32, -7), (33, 0), (47, 1), (61, 0), (62, -1), (63, 2)] {
+            for count in 1..=3 {
+                let (program, better) = levels(count, shift, zero_point, true);
+                assert!(is_compared(&better) || count == 1 || shift > 61, "{count} levels, {:?}", better.insts);
+                let run = |p: &Program, x: i64| p.eval(|n| if n == 0 { x } else { SCALAR }, |_, _| 0).unwrap();
+                let step = (1i128 << shift) / i128::from(SCALAR);
+                let edges = (-9..=9).flat_map(|level| [(2 * level - 1) * step / 2, level * step]);
+                let ends = [i32::MIN, i32::MAX, 0, 1 << 30, -(1 << 30)].map(i128::from);
+                for edge in edges.chain(ends) {
+                    for x in edge - 3..=edge + 3 {
+                        let Ok(x) = i32::try_from(x) else { continue };
+                        let (want, found) = (run(&program, x.into()), run(&better, x.into()));
+                        assert_eq!(want, found, "{x}, shift {shift}, zero {zero_point}: {:?}", better.insts);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Thresholds one by one, over the whole of a small shift: nothing is skipped between them.
+    #[test]
+    fn thresholds_are_the_least_values_of_their_levels() {
+        for multiplier in [1, 3, 77, 1 << 16, 0x7fff_ffff] {
+            for shift in [1, 17, 31, 40, 62] {
+                let quantizer = Dyadic { x: Id::from(0), multiplier, shift, zero_point: 5 };
+                for level in -20..20 {
+                    match quantizer.threshold(level) {
+                        Some(x) => {
+                            assert!(quantizer.of_value(x) >= level.into());
+                            assert!(x == i32::MIN || quantizer.of_value(x - 1) < level.into());
+                        }
+                        None => assert!(quantizer.of_value(i32::MAX) < level.into()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// More than three levels, such as the sixteen that activations have at least, and multipliers that differ from channel to channel, stay a requantize.
+    #[test]
+    fn many_levels_and_unknown_multipliers_stay_a_requantize() {
+        for (count, known) in [(4, true), (16, true), (17, true), (256, true), (3, false)] {
+            for shift in [28, 40] {
+                assert!(!is_compared(&levels(count, shift, 0, known).1), "{count} levels");
+            }
+        }
     }
 }

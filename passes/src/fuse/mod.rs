@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use vitc_ir::attr::LaneName;
-use vitc_ir::lane::{Access, Inst, Width};
+use vitc_ir::lane::{Access, Input, Inst, Program, Width};
 use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, ImageLayout, Module, Node, Op, Stage, ValueId};
 
 use crate::clean::draft::{Draft, Fired};
@@ -184,7 +184,7 @@ impl Fuse<'_> {
             current = source.nodes[n].result;
         }
         let (program, extras) = epilogue.finish(to);
-        let program = lanes::optimize(&program, &mut self.fired)?;
+        let program = lanes::optimize(&program, &scalars(source, &program, &extras), &mut self.fired)?;
         let base = format!("{}_{}", if current == head.result { "store" } else { "rq" }, to.name());
         let lane = LaneName(self.target.lane(&base, program));
         let op = match &head.op {
@@ -220,6 +220,15 @@ pub(crate) fn join_locs<'a>(locs: impl Iterator<Item = Option<&'a Arc<str>>>) ->
         }
     }
     (!names.is_empty()).then(|| names.join(" + ").into())
+}
+
+/// The value of each input of a lane program that is one constant for all elements; the first input is the chain's.
+fn scalars(module: &Module, program: &Program, extras: &[ValueId]) -> Vec<Option<i64>> {
+    let value = |(input, &v): (&Input, &ValueId)| match input.access {
+        Access::Scalar => module.const_of(v)?.ints().first().copied(),
+        _ => None,
+    };
+    std::iter::once(None).chain(program.inputs[1..].iter().zip(extras).map(value)).collect()
 }
 
 /// A constant of 32-bit lanes, for chains.

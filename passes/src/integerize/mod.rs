@@ -7,7 +7,6 @@
 pub(crate) mod arith;
 pub mod books;
 mod cost;
-mod extract;
 mod facts;
 mod function;
 pub(crate) mod intervals;
@@ -28,6 +27,7 @@ use vitc_ir::{Class, Diagnostic, Diagnostics, Elem, Module, Op, Shape, Stage, Te
 
 pub use report::Report;
 
+use crate::extract;
 use facts::{EGraph, Facts};
 use term::{Attrs, Term};
 
@@ -121,7 +121,7 @@ impl Lowering<'_> {
         self.note(region, &runner);
         let egraph = runner.egraph;
         let roots: Vec<Id> = region.roots.iter().map(|v| egraph.find(classes[v])).collect();
-        let Some(chosen) = extract::extract(&egraph, &roots) else {
+        let Some(chosen) = extract::extract(&egraph, &roots, |class, term| own_cost(&egraph, class, term)) else {
             self.problems.push(Diagnostic::new("no-extraction", "equality saturation lost a value of this region"));
             return;
         };
@@ -250,6 +250,17 @@ fn load(module: &Module, region: &regions::Region, egraph: &mut EGraph) -> HashM
     }
     egraph.rebuild();
     classes
+}
+
+/// The cost of a term, without its operands.
+fn own_cost(egraph: &EGraph, class: Id, term: &Term) -> u64 {
+    let Term::Apply(_, children) = term else { return 0 };
+    let fact = |id: Id| &egraph[id].data;
+    let operands: Vec<&TensorType> = children[1..].iter().filter_map(|&c| fact(c).ty.as_ref()).collect();
+    match (fact(children[0]).attrs.as_ref(), fact(class).ty.as_ref()) {
+        (Some(attrs), Some(ty)) => cost::of(&attrs.op, &operands, ty),
+        _ => cost::FLOAT,
+    }
 }
 
 /// Builds the chosen terms as nodes.

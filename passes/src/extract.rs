@@ -5,41 +5,43 @@
 
 use std::collections::HashMap;
 
-use egg::{Id, Language};
-use vitc_ir::TensorType;
-
-use super::cost;
-use super::facts::EGraph;
-use super::term::Term;
+use egg::{Analysis, EGraph, Id, Language};
 
 /// The best choice known for one class.
-struct Best<'a> {
+struct Best<'a, L> {
     total: u64,
     own: u64,
-    term: &'a Term,
+    term: &'a L,
     /// The classes needed, this one included, as a bit set.
     needs: Vec<u64>,
 }
 
-struct Search<'a> {
-    egraph: &'a EGraph,
+struct Search<'a, L: Language, N: Analysis<L>, C> {
+    egraph: &'a EGraph<L, N>,
+    /// The cost of a term in its class, without what it reads.
+    cost: C,
     classes: Vec<Id>,
     index: HashMap<Id, usize>,
-    best: Vec<Option<Best<'a>>>,
+    best: Vec<Option<Best<'a, L>>>,
 }
 
-/// The chosen term of every class that the roots need, `None` when a root cannot be computed at all.
-pub fn extract(egraph: &EGraph, roots: &[Id]) -> Option<HashMap<Id, Term>> {
+/// The chosen term of every class that the roots need, `None` when a root cannot be computed at all. `cost` is that of a term
+/// of a class without what it reads.
+pub(crate) fn extract<L: Language, N: Analysis<L>>(
+    egraph: &EGraph<L, N>,
+    roots: &[Id],
+    cost: impl Fn(Id, &L) -> u64,
+) -> Option<HashMap<Id, L>> {
     let mut classes: Vec<Id> = egraph.classes().map(|c| c.id).collect();
     classes.sort_unstable();
     let index = classes.iter().enumerate().map(|(i, &c)| (c, i)).collect();
     let best = classes.iter().map(|_| None).collect();
-    let mut search = Search { egraph, classes, index, best };
+    let mut search = Search { egraph, cost, classes, index, best };
     while search.sweep() {}
     search.collect(roots)
 }
 
-impl<'a> Search<'a> {
+impl<'a, L: Language, N: Analysis<L>, C: Fn(Id, &L) -> u64> Search<'a, L, N, C> {
     fn sweep(&mut self) -> bool {
         let mut changed = false;
         for class in 0..self.classes.len() {
@@ -55,7 +57,7 @@ impl<'a> Search<'a> {
         self.index[&self.egraph.find(id)]
     }
 
-    fn improve(&mut self, class: usize, term: &'a Term) -> bool {
+    fn improve(&mut self, class: usize, term: &'a L) -> bool {
         let mut needs = vec![0u64; self.classes.len().div_ceil(64)];
         for child in term.children() {
             let Some(found) = &self.best[self.class_of(*child)] else { return false };
@@ -64,7 +66,7 @@ impl<'a> Search<'a> {
             }
             needs.iter_mut().zip(&found.needs).for_each(|(n, f)| *n |= f);
         }
-        let own = self.own_cost(self.classes[class], term);
+        let own = (self.cost)(self.classes[class], term);
         let shared = self.cost_of(&needs);
         needs[class / 64] |= 1 << (class % 64);
         let total = shared.saturating_add(own);
@@ -88,17 +90,7 @@ impl<'a> Search<'a> {
         total
     }
 
-    fn own_cost(&self, class: Id, term: &Term) -> u64 {
-        let Term::Apply(_, children) = term else { return 0 };
-        let fact = |id: Id| &self.egraph[id].data;
-        let operands: Vec<&TensorType> = children[1..].iter().filter_map(|&c| fact(c).ty.as_ref()).collect();
-        match (fact(children[0]).attrs.as_ref(), fact(class).ty.as_ref()) {
-            (Some(attrs), Some(ty)) => cost::of(&attrs.op, &operands, ty),
-            _ => cost::FLOAT,
-        }
-    }
-
-    fn collect(&self, roots: &[Id]) -> Option<HashMap<Id, Term>> {
+    fn collect(&self, roots: &[Id]) -> Option<HashMap<Id, L>> {
         let mut chosen = HashMap::new();
         let mut open: Vec<usize> = roots.iter().map(|&r| self.class_of(r)).collect();
         while let Some(class) = open.pop() {
