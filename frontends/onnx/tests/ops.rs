@@ -539,6 +539,15 @@ fn shape_arithmetic_is_evaluated_with_the_batch_as_a_symbol() {
         join(m, "two")
     };
     assert_eq!(reshaped_to(floored), expected);
+    // floats bounded from below, as the padding of a convolution is that comes out as large as its input says
+    let bounded = |m| {
+        let m = batch(m)
+            .node("Clip", &["f", "f"], &["k"], vec![])
+            .node("Cast", &["k"], &["k1"], vec![int("to", 7)])
+            .node("Reshape", &["k1", "v1"], &["two"], vec![]);
+        join(m, "two")
+    };
+    assert_eq!(reshaped_to(bounded), expected);
     // ceil(2.5) - 1 = round(2.5) = 2
     let rounded = |m| {
         let m = batch(m)

@@ -234,7 +234,7 @@ fn mish(call: &mut Call<'_, '_>) -> Fallible<()> {
 }
 
 fn clip(call: &mut Call<'_, '_>) -> Fallible<()> {
-    if let Some(x) = call.known(0)?.filter(|x| !x.kind.is_float()) {
+    if let Some(x) = call.known(0)? {
         let (lo, hi) = (bound(call, 1, "min", f64::NEG_INFINITY)?, bound(call, 2, "max", f64::INFINITY)?);
         return evaluate(call, &x, |v| v.fixed().map(|v| v.max(lo).min(hi).into()));
     }
