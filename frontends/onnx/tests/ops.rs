@@ -178,6 +178,13 @@ fn normalisation() -> Vec<Case> {
         case("LogSoftmax", "x", (&[1, 2], vec![2.0, 3.0]), (&[1, 2], vec![quarter.ln(), (1.0 - quarter).ln()])),
         // a weight that 32 bits do not hold
         case("LogSoftmax", "x", (&[1, 2], vec![0.0, -200.0]), (&[1, 2], vec![0.0, -200.0])),
+        image("BatchNormalization", "x s b m v", vec![-2.0, 2.0, 0.0, 2.0])
+            .floats("s", &[2], &[2.0, 1.0])
+            .floats("b", &[2], &[0.0, 1.0])
+            .floats("m", &[2], &[1.0, 2.0])
+            .floats("v", &[2], &[4.0, 4.0])
+            .attr(int("training_mode", 1))
+            .attr(float("epsilon", 0.0)),
         image("BatchNormalization", "x s b m v", vec![0.0, 2.0, 1.0, 3.0])
             .floats("s", &[2], &[2.0, 1.0])
             .floats("b", &[2], &[0.0, 1.0])

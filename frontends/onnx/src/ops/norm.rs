@@ -214,6 +214,10 @@ fn along_channels(call: &mut Call<'_, '_>, v: ValueId, rank: usize) -> Fallible<
 fn batch_norm(call: &mut Call<'_, '_>) -> Fallible<()> {
     call.only_outputs(1)?;
     if call.int_or("training_mode", 0)? != 0 {
+        // Standardised weights are written as a batch of one that is normalised by itself.
+        if call.shape(0)?.0.first() == Some(&Dim::fixed(1)) {
+            return instance_norm(call);
+        }
         return Err(unsupported("training_mode=1").help("export the model in evaluation mode (model.eval())"));
     }
     if call.int_or("spatial", 1)? == 0 {
