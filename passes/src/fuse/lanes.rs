@@ -501,7 +501,7 @@ mod tests {
                 vec![Load(0), Widen(0), Clamp(1, -50 * wa, 60), Truncate(2), Clamp(3, -20, -5 * wb)]
             }
             // an input that is a scalar, and a constant; 32 and 64 bits after the shift
-            "few-levels" if a % 2 == 0 => vec![
+            "few-levels" if a.is_multiple_of(2) => vec![
                 Load(0),
                 Load(1),
                 MulWide(0, 1),

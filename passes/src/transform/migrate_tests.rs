@@ -191,7 +191,7 @@ fn borders_of_shifted_channels_are_mended() {
         assert!(exact > 100.0, "{window:?}: {exact} dB");
         let maps = count(&t, |op| matches!(op, Op::Add {})) - count(&m, |op| matches!(op, Op::Add {}));
         assert_eq!(maps, usize::from(window.1 != [0; 4]), "{window:?}");
-        let [plain, shifted] = [&m, &t].map(|m| float_error(&m, &quantized(m)));
+        let [plain, shifted] = [&m, &t].map(|m| float_error(m, &quantized(m)));
         assert!(shifted > plain + 0.5, "{window:?}: {plain} dB plain, {shifted} dB shifted");
     }
 }
