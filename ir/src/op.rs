@@ -184,8 +184,8 @@ ops! {
     ReduceSum = "reduce_sum" Float ["x"] { axes: Vec<usize>, keep: bool } infer::reduce_float;
     /// Maximum over `axes`.
     ReduceMax = "reduce_max" Float ["x"] { axes: Vec<usize>, keep: bool } infer::reduce_float;
-    /// Each row (last dimension) rounded to a grid of its own. With `m` the largest `x - lowest` of the row, steps of `m/levels` from `lowest` on; of a `signed` grid `m` is the largest `|x - lowest|`, and there are `levels` steps on either side. `m` is rounded up to a multiple of `step`, one at least.
-    RoundRows = "round_rows" Float ["x"] { lowest: Real, step: Real, levels: i64, signed: bool } infer::round_rows;
+    /// Each row (last dimension) rounded to a grid of its own. With `m` the largest `x - lowest` of the row, steps of `m/levels` from `lowest` on; of a `signed` grid `m` is the largest `|x - lowest|`, and there are `levels` steps on either side. `m` is rounded up to a multiple of `step`, one at least. Where there are `codes`, ascending, only those steps are used, the smaller of two that are equally near; they count from `lowest`, of a signed grid from `levels + 1` steps below it.
+    RoundRows = "round_rows" Float ["x"] { lowest: Real, step: Real, levels: i64, signed: bool, codes: Vec<usize> } infer::round_rows;
     /// Pixels to floats: `(x/255 - mean[c])/std[c]` for channel `c` (dimension 1 of [N, C, H, W]).
     Normalize = "normalize" Float ["x"] { mean: Vec<Real>, std: Vec<Real> } infer::normalize;
 

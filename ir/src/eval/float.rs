@@ -18,8 +18,8 @@ pub(super) fn eval(call: &Call) -> Evaluated {
         Op::LayerNorm { epsilon, centred } => rows::layernorm(call, *epsilon, *centred),
         Op::LinearAttention { epsilon } => linear_attention::float(call, epsilon.0),
         Op::Softmax {} => rows::softmax(call.operands[0]),
-        Op::RoundRows { lowest, step, levels, signed } => {
-            rows::round_rows(call.operands[0], *lowest, *step, (*levels, *signed))
+        Op::RoundRows { lowest, step, levels, signed, codes } => {
+            rows::round_rows(call.operands[0], [*lowest, *step], (*levels, *signed), codes)
         }
         Op::ReduceMean { axes, .. } => reduce(call.operands[0], axes, |row| math::sum(row) / row.len() as f32),
         Op::ReduceSum { axes, .. } => reduce(call.operands[0], axes, math::sum),

@@ -41,10 +41,23 @@ pub(super) fn softmax(x: View) -> Evaluated {
     Ok(Data::F32(out))
 }
 
+/// The nearest of some codes in order, the smaller of two that are equally near; the code itself where there are none.
+fn nearest(codes: &[usize], code: usize) -> usize {
+    codes.iter().copied().min_by_key(|c| c.abs_diff(code)).unwrap_or(code)
+}
+
 /// Rows on grids of their own.
-pub(super) fn round_rows(x: View, lowest: Real, step: Real, (levels, signed): (i64, bool)) -> Evaluated {
+pub(super) fn round_rows(
+    x: View,
+    [lowest, step]: [Real; 2],
+    (levels, signed): (i64, bool),
+    codes: &[usize],
+) -> Evaluated {
     let (lowest, levels) = (lowest.0 as f32, levels as f32);
     let least = if signed { -levels } else { 0.0 };
+    let first = if signed { -levels - 1.0 } else { 0.0 };
+    let near: Vec<f32> = (0..256).map(|code| nearest(codes, code) as f32 + first).collect();
+    let used = |steps: f32| near[(steps - first) as usize];
     let mut out = x.f32()?.to_vec();
     for row in out.chunks_exact_mut(x.last()) {
         let most = row.iter().fold(0f32, |m, &v| m.max(if signed { (v - lowest).abs() } else { v - lowest }));
@@ -52,7 +65,7 @@ pub(super) fn round_rows(x: View, lowest: Real, step: Real, (levels, signed): (i
         let peak = (f64::from(most) / step.0 - 1e-4).ceil().max(1.0) * step.0;
         let grain = (peak / f64::from(levels)) as f32;
         row.iter_mut()
-            .for_each(|v| *v = ((*v - lowest) / grain).round_ties_even().clamp(least, levels) * grain + lowest);
+            .for_each(|v| *v = used(((*v - lowest) / grain).round_ties_even().clamp(least, levels)) * grain + lowest);
     }
     Ok(Data::F32(out))
 }

@@ -41,10 +41,13 @@ pub(crate) fn binary_float(_: &Op, operands: &[&TensorType]) -> Inferred {
 }
 
 pub(crate) fn round_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
-    let Op::RoundRows { step, levels, .. } = op else { unreachable!() };
+    let Op::RoundRows { step, levels, codes, .. } = op else { unreachable!() };
     ensure(step.0 > 0.0 && step.0.is_finite(), || format!("step {} is not positive", step.0))?;
     want_float(operands)?;
     ensure((1..=255).contains(levels), || format!("{levels} levels are outside 1..=255"))?;
+    ensure(codes.is_sorted_by(|a, b| a < b) && codes.last().is_none_or(|&c| c <= 255), || {
+        format!("codes {codes:?} do not ascend to 255 at most")
+    })?;
     ensure(operands[0].shape.last_fixed().is_some(), || "rows want a fixed last dimension".into())?;
     Ok(TensorType::f32(operands[0].shape.clone()))
 }

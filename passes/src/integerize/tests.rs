@@ -142,8 +142,16 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let scale = b.dice.scale() / 200.0;
             let x = b.input(Elem::I16, &[rows, k], Quant::per_tensor(scale, zero));
             let (lowest, step) = ((-scale * f64::from(zero)).into(), (32.0 * scale).into());
-            let levels = if signed { 7 } else { 255 };
-            let x = b.op(Op::RoundRows { lowest, step, levels, signed }, &[x]);
+            let few = b.dice.between(0, 1) == 1;
+            let levels = if signed && !few {
+                7
+            } else if signed {
+                127
+            } else {
+                255
+            };
+            let codes = if few { vec![1, 60, 100, 120, 128, 135, 150, 190, 250] } else { Vec::new() };
+            let x = b.op(Op::RoundRows { lowest, step, levels, signed, codes }, &[x]);
             let w = b.weights(&[k, n], 1);
             let bias = rule.ends_with("bias").then(|| b.floats("bias", n));
             let y = b.op(Op::MatMul {}, &[vec![x, w], bias.into_iter().collect()].concat());

@@ -121,7 +121,7 @@ fn on_grid(x: &Tensor, grid: &Grid) -> Result<Tensor, Diagnostic> {
     let Data::F32(values) = &x.data else {
         return Err(Diagnostic::new("internal", "what a product reads is not float"));
     };
-    if let Some(op) = grid.rows.map(|rows| rows.op(grid)) {
+    if let Some(op) = grid.rows.as_ref().map(|rows| rows.op(grid)) {
         let dims: Vec<Dim> = x.shape.iter().map(|&n| Dim::fixed(n)).collect();
         let ty = TensorType::f32(Shape(dims));
         let rounded = eval::eval_op(&op, &[x], &ty, &[&ty], &Default::default());

@@ -77,6 +77,11 @@ impl Codes {
         Some(Grid { levels: Some(Levels(levels)), ..Grid::narrow(Elem::U8, quant, width) })
     }
 
+    /// Whether levels lie where values are.
+    pub(crate) fn fits(self) -> bool {
+        !matches!(self, Codes::Uniform | Codes::OptM)
+    }
+
     /// Whether the choice of levels of a map needs to have seen it.
     pub(crate) fn looks_at_maps(self) -> bool {
         matches!(self, Codes::OptM | Codes::Lloyd)
@@ -91,7 +96,7 @@ pub type CodesOf = ByNode<Codes>;
 pub(crate) struct Levels(Vec<i64>);
 
 impl Levels {
-    fn new(mut levels: Vec<i64>) -> Levels {
+    pub(crate) fn new(mut levels: Vec<i64>) -> Levels {
         levels.sort_unstable();
         levels.dedup();
         Levels(levels)
@@ -215,14 +220,14 @@ fn two_regions_of_map(seen: &Histogram, width: Width) -> Option<Vec<i64>> {
 
 /// The levels of least squared error of a map, with zero and the row's maximum, 255.
 fn lloyd_of_map(seen: &Histogram, width: Width) -> Vec<i64> {
-    let means = fitted(seen, (1 << width.bits()) - 2);
+    let means = fitted(seen.points(), (1 << width.bits()) - 2);
     let levels = means.iter().map(|x| (255.0 * x).round().clamp(0.0, 255.0) as i64);
     Levels::new(levels.chain([0, 255]).collect()).0
 }
 
 /// The levels of least squared error on the finest grid that holds them.
 fn lloyd(seen: &Histogram, role: Role, width: Width) -> Option<Grid> {
-    let means = fitted(seen, 1 << width.bits());
+    let means = fitted(seen.points(), 1 << width.bits());
     let (low, high) = (means.first()?.min(0.0), means.last()?.max(0.0));
     let (scale, zero) = match role {
         Role::Unsigned => ((high - low) / 255.0, (-low / ((high - low) / 255.0)).round_ties_even()),
@@ -239,8 +244,8 @@ fn lloyd(seen: &Histogram, role: Role, width: Width) -> Option<Grid> {
 }
 
 /// The means of so many runs of values, in order, from which the values differ least: exactly, by dynamic programming over the
-/// bins. Where the best last run begins rises with where it ends, so that halving finds all beginnings in `n log n` (Wu 1991).
-fn fitted(seen: &Histogram, count: usize) -> Vec<f64> {
+/// bins, given as values in order with their weights. Where the best last run begins rises with where it ends, so that halving finds all beginnings in `n log n` (Wu 1991).
+pub(crate) fn fitted(seen: impl Iterator<Item = (f64, f64)>, count: usize) -> Vec<f64> {
     let runs = Runs::of(seen);
     let n = runs.len();
     let mut errors: Vec<f64> = (0..=n).map(|end| runs.error(0, end)).collect();
@@ -285,10 +290,10 @@ struct Runs {
 }
 
 impl Runs {
-    fn of(seen: &Histogram) -> Runs {
+    fn of(seen: impl Iterator<Item = (f64, f64)>) -> Runs {
         let mut sums = Runs { weight: vec![0.0], first: vec![0.0], second: vec![0.0] };
         let mut total = [0.0; 3];
-        for (x, count) in seen.points() {
+        for (x, count) in seen {
             total = [total[0] + count, total[1] + count * x, total[2] + count * x * x];
             sums.weight.push(total[0]);
             sums.first.push(total[1]);
@@ -355,7 +360,7 @@ mod tests {
     #[test]
     fn a_few_values_are_levels_themselves() {
         let values = [0.0f32, 1.0, 1.0, 2.5, 2.5, 2.5, -1.5];
-        let means = fitted(&histogram(&values), 16);
+        let means = fitted(histogram(&values).points(), 16);
         assert_eq!(means.len(), 4);
         assert!(means.iter().zip([-1.5, 0.0, 1.0, 2.5]).all(|(m, x)| (m - x).abs() < 2e-3), "{means:?}");
     }
@@ -364,7 +369,7 @@ mod tests {
     fn fitted_levels_are_the_best_of_all() {
         let values: Vec<f32> = [0.0, 0.1, 0.2, 3.0, 3.1, 7.0, 7.4, 7.5].to_vec();
         let seen = histogram(&values);
-        let found = fitted(&seen, 3);
+        let found = fitted(seen.points(), 3);
         let points: Vec<f64> = seen.points().map(|(x, _)| x).collect();
         let cost = |run: &[f64]| {
             let mean = run.iter().sum::<f64>() / run.len() as f64;

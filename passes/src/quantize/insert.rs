@@ -292,7 +292,7 @@ impl Insert<'_> {
         let node = &self.from.nodes[n];
         let x = self.operand(n, 0)?;
         let grid = self.left_grid(n)?;
-        let Some(rows) = grid.rows else { return Ok(x) };
+        let Some(rows) = &grid.rows else { return Ok(x) };
         if let Some(&known) = self.by_rows.get(&x) {
             return Ok(known);
         }

@@ -9,7 +9,7 @@
 mod bias;
 #[cfg(test)]
 mod bias_tests;
-mod codes;
+pub(crate) mod codes;
 mod float_weights;
 pub(crate) mod given;
 mod gptq;

@@ -12,7 +12,7 @@ use super::range;
 use super::rows::{self, Peaks};
 use super::sites::Sites;
 use super::stream::stream;
-use super::{Observer, QuantOptions};
+use super::{Codes, Observer, QuantOptions};
 
 /// What was seen of one value.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,13 +127,16 @@ pub fn observe(
     let maps = if options.wants_maps() { range::maps(module, &Sites::of(module)) } else { BTreeSet::new() };
     let by_rows: BTreeSet<ValueId> =
         rows::candidates(module, &Sites::of(module), options).into_values().flat_map(|c| c.read).collect();
+    let shares = options.activations.any_narrow() && options.any_codes(Codes::fits);
     let by_output = if options.observer == Observer::Output { output::readers(module) } else { BTreeMap::new() };
     let see = |calibration: &mut Calibration, input: usize, v: ValueId, tensor: &Tensor| {
         let Data::F32(values) = &tensor.data else { return };
         if let Some(read) = by_output.get(&v) {
             calibration.samples.add(module, read, input, tensor);
         }
-        if let (true, Some(peaks)) = (by_rows.contains(&v), Peaks::of(tensor)) {
+        if by_rows.contains(&v)
+            && let Some(peaks) = Peaks::of(tensor, shares)
+        {
             calibration.add_peaks(v, peaks);
         }
         if maps.contains(&v) {

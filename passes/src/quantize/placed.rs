@@ -75,7 +75,7 @@ pub(crate) fn all(module: &Module, sites: &Sites, grids: &BTreeMap<usize, Grid>,
     let placed = |(&(value, role), &integers): (&Site, &ValueId)| {
         let grid = grids.get(&sites.group((value, role))?)?;
         // where movement lies between a value and its rounded rows, the rows are not its own
-        let rounded = grid.rows.and_then(|rows| Some((rows, *inserted.by_rows.get(&integers)?)));
+        let rounded = grid.rows.as_ref().and_then(|rows| Some((rows, *inserted.by_rows.get(&integers)?)));
         let (simulated, rows) = match rounded {
             Some((rows, simulated)) => {
                 let columns = module.ty(value).shape.last_fixed()?;
@@ -85,7 +85,8 @@ pub(crate) fn all(module: &Module, sites: &Sites, grids: &BTreeMap<usize, Grid>,
         };
         let Grid { elem, quant, .. } = rounded.map_or_else(|| grid.clone(), |(rows, _)| rows::of_largest(grid, rows));
         let levels = rounded.map_or_else(|| grid.levels(), |(rows, _)| rows.codes());
-        let codes = grid.levels.as_ref().map(|levels| levels.all().to_vec());
+        let fitted = rounded.map_or(&grid.levels, |(rows, _)| &rows.fitted);
+        let codes = fitted.as_ref().map(|levels| levels.all().to_vec());
         Some(Placed { value, role: role.word(), simulated, elem, quant, levels, codes, rows })
     };
     inserted.integer.iter().filter(|((v, _), _)| originates(*v)).filter_map(placed).collect()

@@ -137,7 +137,8 @@ fn group_grid(
     }
     let joint = joint.ok_or_else(|| Diagnostic::new("calibration", "a group of values is empty"))?;
     let coded = few.zip(joint.histogram.as_ref());
-    let by_rows = |plain: Grid| peaks.and_then(|peaks| rows::better(&plain, &joint, &peaks)).unwrap_or(plain);
+    let fits = few.is_some_and(|(_, codes)| codes.fits());
+    let by_rows = |plain: Grid| peaks.and_then(|peaks| rows::better(&plain, &joint, &peaks, fits)).unwrap_or(plain);
     let output = match options.observer {
         Observer::Output if role != Role::Wide => OutputError::of(module, members, &known.0.samples),
         _ => None,

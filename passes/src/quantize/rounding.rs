@@ -100,8 +100,11 @@ fn is_candidate(module: &Module, n: usize, options: &QuantOptions) -> bool {
 fn grid_of(module: &Module, sites: &Sites, grids: &Grids, x: ValueId) -> Option<Grid> {
     let origin = sites::origins(module, x).into_iter().next()?;
     let grid = grids.get(&sites.group((origin, Role::Unsigned))?)?;
-    match grid.rows {
-        Some(rows) => Some(rows::of_largest(grid, RowGrid { levels: if rows.signed { 127 } else { 255 }, ..rows })),
+    match &grid.rows {
+        Some(rows) => {
+            let levels = if rows.signed { 127 } else { 255 };
+            Some(rows::of_largest(grid, &RowGrid { levels, ..rows.clone() }))
+        }
         None => grid.is_narrow().then(|| grid.clone()),
     }
 }

@@ -186,12 +186,12 @@ fn every_edge_has_the_type_of_its_role() {
 }
 
 /// What a product reads is far larger in one token than in the others.
-fn loud_tokens() -> Module {
+fn loud_tokens(width: usize) -> Module {
     let mut b = Build::new(77);
     let x = b.input(&[TOKENS, WIDTH]);
     let gains: Vec<f32> = (0..TOKENS).map(|t| if t == 1 { 30.0 } else { 1.0 }).collect();
     let gains = b.values(&[TOKENS, 1], &gains);
-    let x = b.linear(x, WIDTH);
+    let x = b.linear(x, width);
     let x = b.gelu(x);
     let x = b.mul(x, gains);
     let y = b.linear(x, 4 * WIDTH);
@@ -202,7 +202,7 @@ fn loud_tokens() -> Module {
 /// Rows with scales of their own: chosen where rows differ, closer by far, left out by name, the same whatever the threads.
 #[test]
 fn loud_rows_have_scales_of_their_own() {
-    let m = loud_tokens();
+    let m = loud_tokens(WIDTH);
     let quantized = |options: &QuantOptions| run(&m, &calibrate(&m, options), options).unwrap();
     let plain = quantized(&without_rows());
     assert_eq!(count(&plain, "round_rows"), 0);
@@ -219,6 +219,45 @@ fn loud_rows_have_scales_of_their_own() {
     let lowered = lowers(&by_rows);
     assert_eq!((count(&lowered, "int.row_codes"), count(&lowered, "int.row_peak")), (1, 1));
     assert!(compare(&by_rows, &lowered) > 40.0, "{} dB from the simulation", compare(&by_rows, &lowered));
+}
+
+/// Of few bits, rows with scales of their own have the codes that fit them: fewer than those of 8 bits, closer than fitted levels
+/// for all rows, found by a table in integers, which agree with the simulation.
+#[test]
+fn rows_of_few_bits_have_fitted_codes() {
+    let m = loud_tokens(8 * WIDTH);
+    // what the last product reads keeps 8 bits where it is not named
+    let last = m.nodes.iter().rev().find(|n| n.op == Op::MatMul {}).and_then(|n| n.loc.clone()).unwrap();
+    let width = Width::of_activations(4).unwrap();
+    let four = |codes, without_rows| QuantOptions {
+        activations: Widths { of: vec![(last.to_string(), width)], ..Widths::all(width) },
+        codes: CodesOf::all(codes),
+        without_rows,
+        ..QuantOptions::default()
+    };
+    let quantized = |options: &QuantOptions| run(&m, &calibrate(&m, options), options).unwrap();
+    let used = |q: &Module| {
+        q.nodes.iter().find_map(|n| match &n.op {
+            Op::RoundRows { codes, .. } => Some(codes.len()),
+            _ => None,
+        })
+    };
+    let [fitted, even, for_all] =
+        [four(Codes::Auto, vec![]), four(Codes::Uniform, vec![]), four(Codes::Auto, vec!["*".into()])]
+            .map(|options| quantized(&options));
+    assert_eq!([&fitted, &even, &for_all].map(used), [Some(16), Some(0), None]);
+    let quiet = |q: &Module| {
+        let (want, found) = (outputs(&m, &inputs(&m, 100)), outputs(q, &entering(q, &inputs(&m, 100))));
+        let rows = want.iter().zip(&found).enumerate().filter(|(i, _)| i / (4 * WIDTH) % TOKENS != 1);
+        rows.map(|(_, (w, f))| (w - f).powi(2)).sum::<f32>()
+    };
+    let errors = [&fitted, &even, &for_all].map(quiet);
+    assert!(errors[0] < errors[1] && errors[0] < errors[2], "{errors:?}");
+    let lowered = lowers(&fitted);
+    assert_eq!((count(&lowered, "int.row_codes"), count(&lowered, "int.row_peak")), (1, 1));
+    assert!(compare(&fitted, &lowered) > 30.0, "{} dB from the simulation", compare(&fitted, &lowered));
+    let print = |threads| vitc_ir::text::print(&quantized(&QuantOptions { threads, ..four(Codes::Auto, vec![]) })).text;
+    assert_eq!(print(1), print(3));
 }
 
 /// Activations of few bits use the levels of their width, in the simulation and in integers, which agree.

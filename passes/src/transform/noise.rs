@@ -6,7 +6,7 @@
 
 use super::channels::Channels;
 use super::edit::{Filters, Product};
-use crate::quantize::{Codes, QuantOptions, Width};
+use crate::quantize::{QuantOptions, Width};
 
 /// Levels on both sides: steps between the ends of an activation's range, and steps of the largest weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,11 +21,10 @@ impl Levels {
     /// Those of a product of this name.
     pub(crate) fn of(name: &str, options: &QuantOptions) -> Levels {
         let (activation, weight) = (options.activations.at(name), options.weights.at(name).bits());
-        let even = matches!(options.codes.at(name), Codes::Uniform | Codes::OptM);
         Levels {
             activation: f64::from((1 << activation.bits()) - 1),
             weight: f64::from((1 << (weight - 1)) - 1),
-            fitted: activation < Width::EIGHT && !even,
+            fitted: activation < Width::EIGHT && options.codes.at(name).fits(),
         }
     }
 

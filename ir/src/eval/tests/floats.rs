@@ -263,12 +263,17 @@ fn a_quantization_that_does_not_fit_is_an_error() {
 #[test]
 fn rows_are_rounded_to_grids_of_their_own() {
     let x = Tensor::f32(&[3, 2], vec![0.0, 0.0, 1.0, -0.6, 30.0, -4.0]);
-    let round = |lowest: f64, step: f64, levels, signed| {
-        let op = Op::RoundRows { lowest: lowest.into(), step: step.into(), levels, signed };
-        eval(op, std::slice::from_ref(&x)).unwrap().as_f32().unwrap().to_vec()
+    let coded = |lowest: f64, step: f64, (levels, signed), codes: &[usize]| {
+        let (lowest, step, codes) = (lowest.into(), step.into(), codes.to_vec());
+        let op = Op::RoundRows { lowest, step, levels, signed, codes };
+        eval(op, std::slice::from_ref(&x)).map(|y| y.as_f32().unwrap().to_vec())
     };
+    let round = |lowest, step, levels, signed| coded(lowest, step, (levels, signed), &[]).unwrap();
     assert_eq!(round(0.0, 0.5, 2, true), [0.0, 0.0, 1.0, -0.5, 30.0, 0.0]);
     // steps of 2/2 and 31/2 from -1 on; what is below the lowest becomes it
     assert_eq!(round(-1.0, 1.0, 2, false), [0.0, 0.0, 1.0, -1.0, 30.0, -1.0]);
     assert_eq!(round(0.0, 4.0, 2, true), [0.0, 0.0, 0.0, 0.0, 32.0, 0.0], "peaks are multiples of the step");
+    // steps of 1/4 and 30/4, of which -3, 0 and 4 are used: zero is the fifth
+    assert_eq!(coded(0.0, 0.5, (4, true), &[2, 5, 9]).unwrap(), [0.0, 0.0, 1.0, -0.75, 30.0, 0.0]);
+    assert_eq!(coded(-1.0, 1.0, (2, false), &[0, 2]).unwrap(), [0.0, 0.0, 1.0, -1.0, 30.0, -1.0]);
 }

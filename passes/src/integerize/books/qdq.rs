@@ -7,7 +7,8 @@ use vitc_ir::{Const, Dim, Elem, Op, Quant, Shape, TensorType};
 use super::forms::table_constant;
 use crate::integerize::arith;
 use crate::integerize::rule::{Book, Build, Exactness, Match, Rule};
-use crate::quantize::rows::RowGrid;
+use crate::quantize::codes::Levels;
+use crate::quantize::rows;
 use Exactness::{Exact, Rounding};
 
 #[rustfmt::skip]
@@ -93,7 +94,7 @@ fn matmul(m: &mut Match<'_>, bias: Option<&Const>) -> Option<Id> {
 /// `sum_k x w = s t (p/levels sum_k c w - z sum_k w)`. The accumulators are multiplied by the peak behind the product, and
 /// what the zero point adds joins the bias.
 fn sink_matmul_rows(m: &mut Match<'_>) -> Option<Id> {
-    let Op::RoundRows { lowest, step, levels, signed } = m.attrs("?r")?.op else { return None };
+    let Op::RoundRows { lowest, step, levels, signed, codes: used } = m.attrs("?r")?.op else { return None };
     let (a, b, weights) = (m.ty("?a")?, m.ty("?b")?, m.constant("?b")?);
     let (qa, qb) = (a.quant?, b.quant?);
     let scale = qa.single()?;
@@ -118,8 +119,13 @@ fn sink_matmul_rows(m: &mut Match<'_>) -> Option<Id> {
     let (x, w) = (m.var("?a")?, m.var("?b")?);
     let peaks = m.apply(Op::IntRowPeak { shift: peak_shift }, None, &[x])?;
     // what a code stands for varies from row to row
-    let zero_point = RowGrid { levels, signed }.zero_point();
-    let codes = m.apply(Op::IntRowCodes { levels, zero_point, shift: peak_shift }, None, &[x])?;
+    let zero_point = rows::zero_point(levels, signed);
+    let mut codes = m.apply(Op::IntRowCodes { levels, zero_point, shift: peak_shift }, None, &[x])?;
+    if !used.is_empty() {
+        let used = Levels::new(used.iter().map(|&code| code as i64).collect());
+        let table = table_constant(m, Elem::U8, &used.table(Elem::U8));
+        codes = m.apply(Op::IntTable {}, None, &[codes, table])?;
+    }
     let mut sum = m.apply(Op::IntMatMul { a_zero: zero_point, b_zero: qb.zero_point.into() }, None, &[codes, w])?;
     if shift > 0 {
         sum = m.apply(Op::IntRoundShift { shift }, None, &[sum])?;
