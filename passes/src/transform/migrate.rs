@@ -36,10 +36,12 @@ const ALPHAS: [f64; 8] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 const FARTHEST_BEHIND_CURVE: f64 = 5.6;
 /// Predicted noise must shrink to this at least by factors, and to that by centres, which cost a sum: gains of less than a
 /// decibel were losses as often, measured. Where borders have to be mended, centres cost a map in memory as well, of which four
-/// bytes are read for each output of one.
+/// bytes are read for each output of one: there the noise must also be more than a hundredth of what the readers tell apart,
+/// for sites that are cleaner gained a tenth of a decibel at most, and a tenth of the time went.
 const WORTH: f64 = 0.98;
 const WORTH_A_SUM: f64 = 0.8;
 const WORTH_A_MAP: f64 = 0.5;
+const NOISY: f64 = 1e-2;
 
 /// Values whose channels have one factor, what makes them and what reads them. Nodes are told by their results, for nodes are
 /// put between them.
@@ -195,7 +197,12 @@ impl Subject {
             if allowed.migrate {
                 candidates.extend(self.factored(&reads, &centre));
             }
-            let worth = if reads.iter().any(|r| r.weights.is_padded()) { WORTH_A_MAP } else { WORTH_A_SUM };
+            let signal = || reads.iter().map(|r| r.weights.signal(r.seen)).sum::<f64>();
+            let worth = match reads.iter().any(|r| r.weights.is_padded()) {
+                true if best.0 < NOISY * signal() => 0.0,
+                true => WORTH_A_MAP,
+                false => WORTH_A_SUM,
+            };
             if let Some(found) = least(candidates).filter(|f| f.0 < worth * best.0) {
                 done.shifted = Some(found.0);
                 best = found;
@@ -339,6 +346,20 @@ impl Weights {
                 noise::of(&[(p, &all)], seen, change, levels)
             }
             Weights::Filters(f) => noise::of_filters(f, seen, change, levels),
+        }
+    }
+
+    /// The variance of the outputs, summed, of channels that do not depend on each other.
+    fn signal(&self, seen: &Channels) -> f64 {
+        let variance = |c: usize| (seen.power[c] - seen.mean[c].powi(2)).max(0.0);
+        let squares = |w: &[f64]| w.iter().map(|w| w * w).sum::<f64>();
+        match self {
+            Weights::Matrix(p) => (0..p.rows).map(|k| squares(p.row(k)) * variance(k)).sum(),
+            Weights::Filters(f) => {
+                let of_filter =
+                    |o| (0..f.depth).map(|i| squares(f.taps_of(o, i)) * variance(f.channel(o, i))).sum::<f64>();
+                (0..f.filters).map(of_filter).sum()
+            }
         }
     }
 

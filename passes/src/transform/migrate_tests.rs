@@ -148,7 +148,7 @@ fn factors_behind_curves_are_multipliers() {
 /// Strides, pads, dilations, groups, and taps a side of a convolution.
 type Geometry = ([usize; 2], [usize; 4], [usize; 2], usize, usize);
 
-/// A convolution of what a product of pixels yields, whose channels lie about as far from zero as they are wide, or further.
+/// A convolution of what a product of pixels yields, whose channels lie further from zero than they are wide.
 fn off_centre((strides, pads, dilations, groups, side): Geometry, f: Option<Op>) -> Module {
     let mut b = Build::new(11);
     let x = b.m.input("pixels", vitc_ir::TensorType::f32(batched(&[3, 9, 10])));
@@ -156,7 +156,7 @@ fn off_centre((strides, pads, dilations, groups, side): Geometry, f: Option<Op>)
     let x = convolution(&mut b, x, &w, &[1.0; NARROW], (3, 3));
     let x = b.op(Op::Relu {}, &[x]);
     let w = b.weights(&[WIDE, NARROW, 1, 1], 0.4);
-    let offsets: Vec<f32> = (0..WIDE).map(|c| 2.0 * ((c * 7 % WIDE) as f32 - 11.0)).collect();
+    let offsets: Vec<f32> = (0..WIDE).map(|c| 6.0 * ((c * 7 % WIDE) as f32 - 11.0)).collect();
     let offsets = b.values(&[WIDE], &offsets);
     let pixelwise =
         Op::Conv2d { strides: [1, 1], pads: [0; 4], dilations: [1, 1], groups: 1, layout: ImageLayout::ChannelsFirst };

@@ -24,7 +24,7 @@ impl Levels {
         Levels {
             activation: f64::from((1 << activation.bits()) - 1),
             weight: f64::from((1 << (weight - 1)) - 1),
-            fitted: activation < Width::EIGHT && options.codes.at(name).fits(),
+            fitted: activation == Width::EIGHT || options.codes.at(name).fits(),
         }
     }
 
