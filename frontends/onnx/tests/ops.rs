@@ -3,6 +3,8 @@
 #[path = "ops/case.rs"]
 mod case;
 mod common;
+#[path = "ops/norm.rs"]
+mod norm;
 #[path = "ops/vision.rs"]
 mod vision;
 
@@ -158,52 +160,6 @@ fn linear() -> Vec<Case> {
     ]
 }
 
-fn normalisation() -> Vec<Case> {
-    let x = vec![1.0, 3.0, 2.0, 6.0];
-    let normal = vec![-1.0, 1.0, -1.0, 1.0];
-    let image =
-        |op, operands, y: Vec<f32>| case(op, operands, (&[1, 2, 1, 2], vec![1.0, 3.0, 2.0, 6.0]), (&[1, 2, 1, 2], y));
-    let quarter = (-1.0f32).exp() / (1.0 + (-1.0f32).exp());
-    vec![
-        case("LayerNormalization", "x g b", (&[2, 2], x.clone()), (&[2, 2], vec![0.0, 3.0, 0.0, 3.0]))
-            .floats("g", &[2], &[1.0, 2.0])
-            .floats("b", &[2], &[1.0, 1.0])
-            .attr(float("epsilon", 0.0)),
-        case("LayerNormalization", "x g", (&[2, 1, 2], x.clone()), (&[2, 1, 2], normal.clone()))
-            .floats("g", &[1, 2], &[1.0, 1.0])
-            .attr(float("epsilon", 0.0))
-            .attr(int("axis", 1)),
-        case("Softmax", "x", (&[1, 2], vec![2.0, 3.0]), (&[1, 2], vec![quarter, 1.0 - quarter])),
-        case("Softmax", "x", (&[2, 1], vec![2.0, 3.0]), (&[2, 1], vec![quarter, 1.0 - quarter])).attr(int("axis", 0)),
-        case("LogSoftmax", "x", (&[1, 2], vec![2.0, 3.0]), (&[1, 2], vec![quarter.ln(), (1.0 - quarter).ln()])),
-        // a weight that 32 bits do not hold
-        case("LogSoftmax", "x", (&[1, 2], vec![0.0, -200.0]), (&[1, 2], vec![0.0, -200.0])),
-        image("BatchNormalization", "x s b m v", vec![-2.0, 2.0, 0.0, 2.0])
-            .floats("s", &[2], &[2.0, 1.0])
-            .floats("b", &[2], &[0.0, 1.0])
-            .floats("m", &[2], &[1.0, 2.0])
-            .floats("v", &[2], &[4.0, 4.0])
-            .attr(int("training_mode", 1))
-            .attr(float("epsilon", 0.0)),
-        image("BatchNormalization", "x s b m v", vec![0.0, 2.0, 1.0, 3.0])
-            .floats("s", &[2], &[2.0, 1.0])
-            .floats("b", &[2], &[0.0, 1.0])
-            .floats("m", &[2], &[1.0, 2.0])
-            .floats("v", &[2], &[4.0, 4.0])
-            .attr(float("epsilon", 0.0)),
-        image("InstanceNormalization", "x s b", vec![-1.0, 1.0, -1.0, 3.0])
-            .floats("s", &[2], &[1.0, 2.0])
-            .floats("b", &[2], &[0.0, 1.0])
-            .attr(float("epsilon", 0.0)),
-        image("GroupNormalization", "x s b", vec![-1.0, 1.0, -1.0, 3.0])
-            .opset(21)
-            .floats("s", &[2], &[1.0, 2.0])
-            .floats("b", &[2], &[0.0, 1.0])
-            .attr(float("epsilon", 0.0))
-            .attr(int("num_groups", 2)),
-    ]
-}
-
 fn reductions() -> Vec<Case> {
     let r = |op, y: [f32; 2]| {
         case(op, "x a", (&[2, 2], vec![3.0, 4.0, 6.0, 8.0]), (&[2], y.to_vec()))
@@ -245,7 +201,7 @@ fn linear_ops_compute_what_onnx_says() {
 
 #[test]
 fn normalisations_compute_what_onnx_says() {
-    normalisation().iter().for_each(check);
+    norm::normalisation().iter().for_each(check);
 }
 
 #[test]
@@ -701,7 +657,7 @@ fn masks_computed_from_constants_are_known() {
 #[test]
 fn every_claimed_op_is_in_a_test() {
     use vision::{activations, images, norms, pools, products, rotations, sums};
-    let cases = [elementwise(), movement(), linear(), normalisation(), reductions()].concat_ops();
+    let cases = [elementwise(), movement(), linear(), norm::normalisation(), reductions()].concat_ops();
     let written_out = [activations(), images(), pools(), products(), rotations(), sums(), norms()].concat_ops();
     let here = "And Ceil Constant ConstantOfShape Equal Floor Greater GreaterOrEqual If IsNaN Less LessOrEqual Mod Not Or Range \
                 ReduceProd Round ScatterND Shape Sign Size Trilu Where Xor";

@@ -324,7 +324,7 @@ fn few_levels(g: &mut Lanes, t: &LaneTerm) -> Option<Id> {
         Inst::Truncate(_) => operand(g, t.children[0], clamp_of)?,
         _ => clamp_of(t)?,
     };
-    if hi - lo >= LEVELS || lo < i32::MIN.into() || hi > i32::MAX.into() {
+    if hi.saturating_sub(lo) >= LEVELS || lo < i32::MIN.into() || hi > i32::MAX.into() {
         return None;
     }
     let quantizer = Dyadic::of(g, clamped, !matches!(t.inst, Inst::Truncate(_)))?;
