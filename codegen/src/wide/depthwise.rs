@@ -86,7 +86,7 @@ impl WideDepthwise {
         ((pixels - 1) * self.step().unwrap_or(0) + self.of.kernel[1]).div_ceil(QUAD)
     }
 
-    /// Whether an output of a turn reads a four, and which of its taps comes first there; before it lie zeros.
+    /// Whether an output of a turn has taps among a four.
     fn overlap(&self, pixel: usize, quad: usize) -> bool {
         let first = pixel * self.step().unwrap_or(0);
         first < (quad + 1) * QUAD && quad * QUAD < first + self.of.kernel[1]
