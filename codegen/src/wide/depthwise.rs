@@ -23,7 +23,7 @@ use iced_x86::code_asm::{AsmRegister64, qword_ptr, zmmword_ptr};
 use super::asm::{Asm, Assembled, at, z};
 use super::gemm::EXTRAS;
 use super::lane::{
-    Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, can_interleave, emit_rows, is_supported, masks, pin,
+    Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, can_interleave, emit_rows, feed, is_supported, masks, pin,
 };
 use crate::depthwise::{Depthwise, QUAD};
 use crate::emit::Emit;
@@ -320,15 +320,8 @@ impl WideDepthwise {
     }
 
     fn feeds(&self, pixel: usize) -> Vec<Feed> {
-        let extras = self.of.extras.iter().zip(EXTRAS).zip(&self.constants).map(|((o, base), &constant)| {
-            let disp = pixel as i64 * o.row_stride();
-            match o.columns {
-                Columns::Stride(_) if constant => Feed::Padded(base, disp),
-                Columns::Stride(_) => Feed::Row(base, disp),
-                Columns::Same => Feed::One(base, disp),
-                Columns::Table => Feed::Table(base),
-            }
-        });
+        let extras = self.of.extras.iter().zip(EXTRAS).zip(&self.constants);
+        let extras = extras.map(|((o, base), &constant)| feed(o, base, pixel as i64 * o.row_stride(), constant));
         [Feed::Registers(std::array::from_fn(|v| sum(pixel, v)))].into_iter().chain(extras).collect()
     }
 }

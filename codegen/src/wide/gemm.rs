@@ -25,7 +25,7 @@ use vitc_ir::{Dim, Elem};
 use super::asm::{Asm, Assembled, at, z};
 use super::dot::{self, RIGHT, Right, TILE, Tile, sum};
 use super::lane::{
-    Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, emit as emit_lane, emit_rows, is_supported, masks,
+    Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, emit as emit_lane, emit_rows, feed, is_supported, masks,
 };
 use super::tiles;
 use crate::copy::copy_factors;
@@ -537,15 +537,8 @@ impl WideGemm {
 
     /// The inputs of the lane program on that row.
     fn feeds(&self, sums: Feed, row: usize) -> Vec<Feed> {
-        let extras = self.extras.iter().zip(EXTRAS).zip(&self.constants).map(|((o, base), &constant)| {
-            let disp = row as i64 * o.row_stride();
-            match o.columns {
-                Columns::Stride(_) if constant => Feed::Padded(base, disp),
-                Columns::Stride(_) => Feed::Row(base, disp),
-                Columns::Same => Feed::One(base, disp),
-                Columns::Table => Feed::Table(base),
-            }
-        });
+        let extras = self.extras.iter().zip(EXTRAS).zip(&self.constants);
+        let extras = extras.map(|((o, base), &constant)| feed(o, base, row as i64 * o.row_stride(), constant));
         [sums].into_iter().chain(extras).collect()
     }
 

@@ -47,6 +47,8 @@ use crate::lane::{Held, I32_RANGE, Interval, LaneSpec, fit, meet};
 use pins::Pin;
 pub(crate) use pins::{Pins, pin};
 
+use crate::operand::{Columns, Operand};
+
 /// Elements of a vector.
 pub(crate) const LANES: usize = 16;
 /// Vectors of a row, and elements of a row.
@@ -75,6 +77,16 @@ pub(crate) enum Feed {
     One(AsmRegister64, i64),
     /// 256 entries.
     Table(AsmRegister64),
+}
+
+/// Where an input that walks with rows lies, so many bytes on from its register; of a constant the pool has room behind it.
+pub(crate) fn feed(operand: &Operand, base: AsmRegister64, disp: i64, is_constant: bool) -> Feed {
+    match operand.columns {
+        Columns::Stride(_) if is_constant => Feed::Padded(base, disp),
+        Columns::Stride(_) => Feed::Row(base, disp),
+        Columns::Same => Feed::One(base, disp),
+        Columns::Table => Feed::Table(base),
+    }
 }
 
 /// Which columns a program's registers hold.

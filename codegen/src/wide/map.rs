@@ -14,7 +14,7 @@ use iced_x86::code_asm::{AsmRegister64, qword_ptr};
 use vitc_ir::Dim;
 
 use super::asm::{Asm, Assembled, at};
-use super::lane::{Arrangement, Feed, Group, ROW, emit as emit_lane, is_supported, masks};
+use super::lane::{Arrangement, Feed, Group, ROW, emit as emit_lane, feed, is_supported, masks};
 use crate::emit::Emit;
 use crate::map::Map;
 use crate::operand::{Columns, Operand, split_index};
@@ -131,12 +131,8 @@ impl WideMap {
     }
 
     fn group(&self, asm: &mut Asm, columns: usize) -> Assembled {
-        let feed = |(register, o): (AsmRegister64, &Operand)| match o.columns {
-            Columns::Table => Feed::Table(register),
-            Columns::Same => Feed::One(register, 0),
-            Columns::Stride(_) => Feed::Row(register, 0),
-        };
-        let inputs: Vec<Feed> = INPUTS.into_iter().zip(&self.0.inputs).map(feed).collect();
+        let inputs: Vec<Feed> =
+            INPUTS.into_iter().zip(&self.0.inputs).map(|(base, o)| feed(o, base, 0, false)).collect();
         let free: Vec<u8> = (0..32).collect();
         emit_lane(
             asm,
