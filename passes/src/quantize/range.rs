@@ -48,10 +48,9 @@ pub(crate) fn decide(
 }
 
 /// Queries and keys that a ReLU yields get the upper part of the grid that the ReLU reads: finer steps would hold nothing new, and
-/// these need no pass over memory (`relu-into-linear-attention`). A grid that the model came with stays.
+/// these need no pass over memory (`relu-into-linear-attention`).
 fn adopt(module: &Module, sites: &Sites, grids: &mut BTreeMap<usize, Grid>) {
-    let open = |(_, members): &(usize, Vec<Site>)| given::grid_of_group(module, members).is_none();
-    for (group, members) in sites.groups().into_iter().filter(open) {
+    for (group, members) in sites.groups() {
         let adopted = members.iter().map(|&site| relu_of(module, sites, site, grids)).collect::<Option<Vec<_>>>();
         let Some(scale) = adopted.as_deref().and_then(|all| all.first().copied()) else { continue };
         let plain = |grid: &Grid| grid.width.is_none() && grid.rows.is_none();

@@ -492,24 +492,6 @@ fn relu_before_linear_attention_costs_no_pass() {
     assert_eq!(outputs(&lowered, &x), outputs(&fused, &x));
 }
 
-/// A grid that the model came with is not exchanged for that of what the ReLU reads.
-#[test]
-fn relu_before_linear_attention_keeps_a_given_grid() {
-    let mut b = Build::new(37);
-    let x = b.input(&[TOKENS, WIDTH]);
-    let [q, k, v] = [(); 3].map(|()| heads(&mut b, x));
-    let (q, k) = (b.op(Op::Relu {}, &[q]), b.op(Op::Relu {}, &[k]));
-    let q = pair(&mut b, q, 0.05, 0);
-    let y = b.op(Op::LinearAttention { epsilon: vitc_ir::Real(1e-5) }, &[q, k, v]);
-    let y = b.transpose(y, &[0, 2, 1, 3]);
-    let y = b.reshape(y, &[TOKENS, WIDTH]);
-    let y = b.linear(y, 8);
-    let (_, q) = quantized(&b.done(y));
-    let attention = q.nodes.iter().find(|n| matches!(n.op, Op::LinearAttention { .. })).unwrap();
-    let quant = q.ty(source(&q, attention.operands[0])).quant.clone().unwrap();
-    assert_eq!((quant.scale_at(0), quant.zero_point), (0.05, 0));
-}
-
 /// The gate of a gated layer is a product of two activations.
 #[test]
 fn gates_lower() {
