@@ -58,6 +58,16 @@ fn windows() {
     }
 }
 
+/// Windows whose rows are whole words of channels, which products read where they lie: turns of steps, steps left over, both.
+#[test]
+fn windows_in_runs() {
+    for c in [4, 8, 16, 20] {
+        let window = Window { c, o: 70, k: 3, strides: [1, 1], ..PLAIN };
+        conv(&window, ChannelsLast, Elem::U8);
+        conv(&Window { strides: [2, 2], dilations: [2, 1], ..window }, ChannelsLast, Elem::U8);
+    }
+}
+
 #[test]
 fn groups() {
     let grouped = Window { c: 12, o: 18, size: 5, k: 1, strides: [1, 1], groups: 3, ..PLAIN };

@@ -53,8 +53,8 @@ impl Right {
 pub(super) struct Tile {
     pub rows: usize,
     pub vectors: usize,
-    /// Steps of four k.
-    pub steps: usize,
+    /// Runs of four k side by side in a row of a.
+    pub runs: Runs,
     /// First row of a, and bytes from row to row.
     pub a: (AsmRegister64, i64),
     /// Bytes of a row of a from the k of the first vector of b to those of each: none, but where groups lie side by side.
@@ -66,6 +66,21 @@ pub(super) struct Tile {
     pub fetch: Option<AsmRegister64>,
 }
 
+/// How the k of a row of a lie: `count` runs of `steps` times four bytes, `stride` bytes apart.
+#[derive(Clone, Copy)]
+pub(super) struct Runs {
+    pub count: usize,
+    pub steps: usize,
+    pub stride: i64,
+}
+
+impl Runs {
+    /// One run.
+    pub(super) fn one(steps: usize) -> Runs {
+        Runs { count: 1, steps, stride: 0 }
+    }
+}
+
 /// The register of a tile's sums.
 pub(super) fn sum(row: usize, vector: usize) -> u8 {
     (row * VECTORS + vector) as u8
@@ -74,12 +89,26 @@ pub(super) fn sum(row: usize, vector: usize) -> u8 {
 impl Tile {
     /// Adds the products over all of k to the sums.
     pub(super) fn multiply(&self, asm: &mut Asm) -> Assembled {
-        let (turns, rest) = (self.steps / UNROLL, self.steps % UNROLL);
         asm.c.mov(r10, self.a.0)?;
         asm.c.mov(r11, self.b)?;
         if self.right != Right::Bytes {
             NIBBLES.load(asm)?;
         }
+        let rest = (self.runs.steps % UNROLL) as i64;
+        for run in 0..self.runs.count {
+            self.run(asm)?;
+            if run + 1 < self.runs.count {
+                // Turns have moved both, what was left over has not.
+                asm.advance(r10, self.runs.stride - 4 * (self.runs.steps as i64 - rest))?;
+                asm.advance(r11, self.right.group_bytes() * rest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the products of a run.
+    fn run(&self, asm: &mut Asm) -> Assembled {
+        let (turns, rest) = (self.runs.steps / UNROLL, self.runs.steps % UNROLL);
         if turns > 0 {
             asm.c.mov(rax, turns as u64)?;
             asm.repeat(rax, |asm| {

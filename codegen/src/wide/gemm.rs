@@ -23,7 +23,7 @@ use vitc_ir::layout::Layout;
 use vitc_ir::{Dim, Elem};
 
 use super::asm::{Asm, Assembled, at, z};
-use super::dot::{self, RIGHT, Right, TILE, Tile, sum};
+use super::dot::{self, RIGHT, Right, Runs, TILE, Tile, sum};
 use super::lane::{
     Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, emit as emit_lane, emit_rows, feed, is_supported, masks,
 };
@@ -38,6 +38,8 @@ use crate::view::{Factor, Lin};
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = ROW;
+/// Most runs that the k of a row of a lie in, when it is read in place: their loops are laid out one after another.
+const MOST_RUNS: usize = 16;
 /// The registers that walk the lane program's inputs.
 pub(super) const EXTRAS: [AsmRegister64; 5] = [r12, r13, r14, r15, rbp];
 /// The register that walks unpacked weights: that of the corrections, from which the sums have started by then.
@@ -201,11 +203,30 @@ impl WideGemm {
         if self.tiles { tiles::depth(self.k) } else { self.k.next_multiple_of(4) }
     }
 
-    /// Rows of a that are not consecutive bytes, or not whole steps, or signed, or of which only few follow each other, are
-    /// copied first.
+    /// Rows of a that are not few runs of whole steps, or signed, or of which only few follow each other, are copied first.
     pub(crate) fn is_copied(&self) -> bool {
-        let in_place = matches!(self.reading, Reading::Direct { segments: 1, run, .. } if run == self.k);
+        let in_place = match self.reading {
+            Reading::Direct { segments: 1, run, .. } => run == self.k,
+            Reading::Direct { segments, run, .. } => {
+                segments * run == self.k
+                    && run.is_multiple_of(4)
+                    && segments <= MOST_RUNS
+                    && !self.tiles
+                    && !self.nibbles
+            }
+            Reading::Gathered(_) => false,
+        };
         !in_place || self.gathers || self.k != self.depth() || self.a.elem == Elem::I8 || self.order.is_some()
+    }
+
+    /// A row of a as the leaf sees it.
+    fn runs(&self) -> Runs {
+        match self.reading {
+            Reading::Direct { segments: count, run, step: stride } if count > 1 && !self.is_copied() => {
+                Runs { count, steps: run / 4, stride }
+            }
+            _ => Runs::one(self.depth() / 4),
+        }
     }
 
     /// Bytes from row to row of a as the leaf sees it.
@@ -503,9 +524,9 @@ impl WideGemm {
 
     /// Sums over all of k.
     fn products(&self, asm: &mut Asm, rows: usize, vectors: usize, right: Right) -> Assembled {
-        let (a, steps) = ((rcx, self.a_stride()), self.depth() / 4);
+        let a = (rcx, self.a_stride());
         let offsets = std::array::from_fn(|v| self.group_offset(v * LANES));
-        let tile = Tile { rows, vectors, steps, a, offsets, b: rdx, right, fetch: Some(rbx) };
+        let tile = Tile { rows, vectors, runs: self.runs(), a, offsets, b: rdx, right, fetch: Some(rbx) };
         if right == Right::Bytes {
             return tile.multiply(asm);
         }

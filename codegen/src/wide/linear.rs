@@ -5,13 +5,13 @@
 //!   leaf
 //!     for 16 columns of v, 16 of k   s = k^T v, and n = k^T 1: a pair of tokens a step, 16 sums in registers
 //!     w = s >> h                     h from the largest |s|; pairs of d as i16 pairs
-//!     for row of q                   a = q w, all columns at once, and q n in two parts of 14 bits
-//!       r = numerator / (q n)        one 64-bit division, beside the products of the rows around
+//!     for four rows of q             a = q w, all columns at once, and q n in two parts of 14 bits
+//!       r = numerator / (q n)        one 64-bit division a row, beside the products of the rows around
 //!       out = a r >> shift           8 columns at a time
 //! ```
 //!
-//! Registers: z0-z15 sums of phase one, z16 counts, z17 a pair of rows of v, z18 the largest; in the rows z0-z3 sums, z4 the two
-//! parts of the divisor, z5 a pair of q, z6 reciprocals, z7 results, z8 the count of shifts; constants from z24 on.
+//! Registers: z0-z15 sums of phase one, z16 counts, z17 a pair of rows of v, z18 the largest; in the rows z0-z15 sums, z16-z19 the
+//! parts of the divisors, z20-z23 weights and then reciprocals, z24 parts of counts; constants and what passes from z25 on.
 
 use cranelift_codegen::ir::Value;
 use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi};
@@ -29,25 +29,30 @@ use crate::operand::Columns;
 const MOST: usize = 64;
 /// Bits of the lower part of a count, so that both parts fit `i16`: counts are below 2^21.
 const LOW_BITS: u32 = 14;
-/// Bytes of the parts of a pair of counts: a vector, of which the first two double words count. (Shorter products have an encoding of
-/// another extension.)
-const PARTS: usize = 64;
+/// Bytes of the parts of a pair of counts: the least vector, of which the first two double words count.
+const PARTS: usize = 16;
+/// Bytes of a row of q as words.
+const ROW_BYTES: usize = 2 * MOST;
+/// Rows of q whose sums are in registers at once.
+const ROWS: usize = 4;
 
 const SUM: u8 = 0;
 const COUNT: u8 = 16;
 const ROW_OF_V: u8 = 17;
 const LARGEST: u8 = 18;
-const DIVISOR: u8 = 4;
-const PAIR: u8 = 5;
-const RECIPROCAL: u8 = 6;
-const RESULT: u8 = 7;
-const SHIFT: u8 = 8;
+/// Of the first row.
+const DIVISOR: u8 = 16;
+const WEIGHTS: u8 = 20;
+const RECIPROCAL: u8 = 20;
+const PARTS_OF_COUNTS: u8 = 24;
 const ONES: u8 = 24;
 const LOW: u8 = 25;
+const RESULT: u8 = 25;
 const HALF: u8 = 26;
 const Q_ZERO: u8 = 27;
 const ZERO_POINT: u8 = 28;
 const NOTHING: u8 = 29;
+const SHIFT: u8 = 30;
 /// Masks of the last bytes of a row of q and of the last columns of the result.
 const LAST_Q: u8 = 1;
 const LAST_COLUMNS: u8 = 2;
@@ -101,7 +106,7 @@ impl WideLinear {
 
     fn scratch_parts(&self) -> [usize; 7] {
         let ([d, e], pairs, steps) = (self.widths(), self.pairs(), self.steps());
-        [pairs * d * 4, pairs * e * 4, 2 * steps * e * 4, d * 4, steps * e * 4, steps * PARTS, 2 * MOST]
+        [pairs * d * 4, pairs * e * 4, 2 * steps * e * 4, d * 4, steps * e * 4, steps * PARTS, ROWS * ROW_BYTES]
             .map(|bytes| bytes.next_multiple_of(64))
     }
 
@@ -224,7 +229,7 @@ impl WideLinear {
         asm.c.shl(gpr32::eax, gpr8::cl)?;
         asm.c.shr(gpr32::eax, 1)?;
         asm.c.vpbroadcastd(z(HALF), gpr32::eax)?;
-        Ok(asm.c.vmovd(x(SHIFT), gpr32::ecx)?)
+        Ok(asm.c.vpbroadcastd(z(SHIFT), gpr32::ecx)?)
     }
 
     /// `w`, pairs of d.
@@ -238,7 +243,7 @@ impl WideLinear {
                 for n in 0..2u8 {
                     let from = at(r8, 4 * (usize::from(n) * e_width + columns) as i64);
                     asm.c.vpaddd(z(n), z(HALF), zmmword_ptr(from))?;
-                    asm.c.vpsrad(z(n), z(n), x(SHIFT))?;
+                    asm.c.vpsravd(z(n), z(n), z(SHIFT))?;
                 }
                 asm.c.vpandd(z(0), z(0), z(LOW))?;
                 asm.c.vpslld(z(1), z(1), 16)?;
@@ -275,12 +280,12 @@ impl WideLinear {
         })
     }
 
-    /// Rows of q: r8 q, r9 out, r10 rows left, r11 the row as words, r12 weights, r13 parts of counts, r14 the numerator.
+    /// Rows of q: r8 q, r9 out, r10 blocks of rows left, r11 rows as words, r12 weights, r13 parts of counts, r14 the numerator.
     fn rows(&self, asm: &mut Asm) -> Assembled {
         // What is left of the shift, and half of what it divides by.
         asm.c.mov(rax, u64::from(self.of.shift))?;
         asm.c.sub(rax, rcx)?;
-        asm.c.vmovq(x(SHIFT), rax)?;
+        asm.c.vpbroadcastq(z(SHIFT), rax)?;
         asm.c.lea(rcx, at(rax, -1))?;
         asm.c.mov(rax, 1u64)?;
         asm.c.shl(rax, gpr8::cl)?;
@@ -290,73 +295,101 @@ impl WideLinear {
             asm.c.mov(register, slot(s))?;
         }
         asm.c.mov(r14, self.of.numerator)?;
-        asm.c.mov(r10, self.of.tokens[0] as u64)?;
-        asm.repeat(r10, |asm| {
-            self.widen(asm)?;
-            self.products(asm)?;
-            self.reciprocal(asm)?;
-            (0..self.of.columns[1]).step_by(8).try_for_each(|first| self.results(asm, first))?;
-            asm.advance(r8, self.of.sides[0].row_stride())?;
-            asm.advance(r9, self.of.sides[3].row_stride())
-        })
+        // The upper registers as short vectors.
+        asm.c.set_prefer_vex(false);
+        let (blocks, rest) = (self.of.tokens[0] / ROWS, self.of.tokens[0] % ROWS);
+        if blocks > 0 {
+            asm.c.mov(r10, blocks as u64)?;
+            asm.repeat(r10, |asm| self.block(asm, ROWS))?;
+        }
+        if rest > 0 {
+            self.block(asm, rest)?;
+        }
+        asm.c.set_prefer_vex(true);
+        Ok(())
+    }
+
+    fn block(&self, asm: &mut Asm, rows: usize) -> Assembled {
+        (0..rows).try_for_each(|row| self.widen(asm, row))?;
+        self.products(asm, rows)?;
+        for row in 0..rows {
+            self.reciprocal(asm, row)?;
+            (0..self.of.columns[1]).step_by(8).try_for_each(|first| self.results(asm, row, first))?;
+        }
+        asm.advance(r8, rows as i64 * self.of.sides[0].row_stride())?;
+        asm.advance(r9, rows as i64 * self.of.sides[3].row_stride())
     }
 
     /// A row of q as words above its zero point, zeros behind it.
-    fn widen(&self, asm: &mut Asm) -> Assembled {
+    fn widen(&self, asm: &mut Asm, row: usize) -> Assembled {
         let d = self.of.columns[0];
+        let words = z(RESULT);
         for first in (0..d).step_by(32) {
-            let from = ymmword_ptr(at(r8, first as i64));
+            let from = ymmword_ptr(at(r8, row as i64 * self.of.sides[0].row_stride() + first as i64));
             match d - first < 32 {
-                true => asm.c.vpmovzxbw(z(0).k1().z(), from)?,
-                false => asm.c.vpmovzxbw(z(0), from)?,
+                true => asm.c.vpmovzxbw(words.k1().z(), from)?,
+                false => asm.c.vpmovzxbw(words, from)?,
             }
             if self.of.q_zero != 0 {
-                asm.c.vpsubusw(z(0), z(0), z(Q_ZERO))?;
+                asm.c.vpsubusw(words, words, z(Q_ZERO))?;
             }
-            asm.c.vmovdqu32(zmmword_ptr(at(r11, 2 * first as i64)), z(0))?;
+            asm.c.vmovdqu32(zmmword_ptr(at(r11, (row * ROW_BYTES + 2 * first) as i64)), words)?;
         }
         Ok(())
     }
 
-    fn products(&self, asm: &mut Asm) -> Assembled {
-        let e_width = self.widths()[1];
-        let vectors = e_width / LANES;
-        for n in (0..vectors as u8).chain([DIVISOR]) {
-            asm.c.vpxord(z(n), z(n), z(n))?;
+    /// Vectors of a row's sums.
+    fn vectors(&self) -> usize {
+        self.widths()[1] / LANES
+    }
+
+    fn products(&self, asm: &mut Asm, rows: usize) -> Assembled {
+        let vectors = self.vectors();
+        for n in (0..rows * vectors).chain(DIVISOR.into()..usize::from(DIVISOR) + rows) {
+            asm.c.vpxord(z(n as u8), z(n as u8), z(n as u8))?;
         }
         for step in 0..self.steps() {
-            asm.c.vpbroadcastd(z(PAIR), dword_ptr(at(r11, 4 * step as i64)))?;
-            asm.c.vpdpwssd(z(DIVISOR), z(PAIR), zmmword_ptr(at(r13, (PARTS * step) as i64)))?;
+            asm.c.vmovdqu32(x(PARTS_OF_COUNTS), xmmword_ptr(at(r13, (PARTS * step) as i64)))?;
             for v in 0..vectors {
-                let weights = zmmword_ptr(at(r12, 4 * (step * e_width + v * LANES) as i64));
-                asm.c.vpdpwssd(z(v as u8), z(PAIR), weights)?;
+                let weights = zmmword_ptr(at(r12, 64 * (step * vectors + v) as i64));
+                asm.c.vmovdqu32(z(WEIGHTS + v as u8), weights)?;
+            }
+            for row in 0..rows {
+                let pair = dword_bcst(at(r11, (row * ROW_BYTES + 4 * step) as i64));
+                asm.c.vpdpwssd(x(DIVISOR + row as u8), x(PARTS_OF_COUNTS), pair)?;
+                for v in 0..vectors {
+                    asm.c.vpdpwssd(z((row * vectors + v) as u8), z(WEIGHTS + v as u8), pair)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn reciprocal(&self, asm: &mut Asm) -> Assembled {
-        asm.c.vmovq(rax, x(DIVISOR))?;
+    fn reciprocal(&self, asm: &mut Asm, row: usize) -> Assembled {
+        asm.c.vmovq(rax, x(DIVISOR + row as u8))?;
         asm.c.mov(gpr32::esi, gpr32::eax)?;
         asm.c.shr(rax, 32)?;
         asm.c.shl(rax, LOW_BITS)?;
         asm.c.add(rsi, rax)?;
-        asm.c.mov(rax, self.of.epsilon)?;
-        asm.c.add(rsi, rax)?;
-        asm.c.mov(rax, 1u64)?;
-        asm.c.cmp(rsi, rax)?;
-        asm.c.cmovl(rsi, rax)?;
+        if self.of.epsilon == 0 {
+            // At least one: what the comparison with one borrows.
+            asm.c.cmp(rsi, 1)?;
+            asm.c.adc(rsi, 0)?;
+        } else {
+            asm.c.mov(rax, self.of.epsilon)?;
+            asm.c.add(rsi, rax)?;
+        }
         asm.c.mov(rax, rsi)?;
         asm.c.shr(rax, 1)?;
         asm.c.add(rax, r14)?;
         asm.c.xor(gpr32::edx, gpr32::edx)?;
         asm.c.div(rsi)?;
-        Ok(asm.c.vpbroadcastq(z(RECIPROCAL), rax)?)
+        Ok(asm.c.vpbroadcastq(z(RECIPROCAL + row as u8), rax)?)
     }
 
     /// Eight columns of a row, fewer at its end.
-    fn results(&self, asm: &mut Asm, first: usize) -> Assembled {
-        let (vector, upper) = ((first / LANES) as u8, !first.is_multiple_of(LANES));
+    fn results(&self, asm: &mut Asm, row: usize, first: usize) -> Assembled {
+        let (vector, upper) = ((row * self.vectors() + first / LANES) as u8, !first.is_multiple_of(LANES));
         let part = self.of.columns[1] - first < 8;
         let wide = z(RESULT);
         match upper {
@@ -366,12 +399,12 @@ impl WideLinear {
             }
             false => asm.c.vpmovsxdq(wide, y(vector))?,
         }
-        asm.c.vpmullq(wide, wide, z(RECIPROCAL))?;
+        asm.c.vpmullq(wide, wide, z(RECIPROCAL + row as u8))?;
         asm.c.vpaddq(wide, wide, z(HALF))?;
-        asm.c.vpsraq(wide, wide, x(SHIFT))?;
+        asm.c.vpsravq(wide, wide, z(SHIFT))?;
         asm.c.vpaddq(wide, wide, z(ZERO_POINT))?;
         let out = &self.of.sides[3];
-        let at = at(r9, (first * out.elem.bytes()) as i64);
+        let at = at(r9, row as i64 * out.row_stride() + (first * out.elem.bytes()) as i64);
         let masked = |m: AsmMemoryOperand| if part { m.k2() } else { m };
         match out.elem {
             Elem::U8 => {

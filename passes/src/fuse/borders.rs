@@ -1,7 +1,7 @@
 //! Borders of dense and grouped convolutions as movement: they are matrix products over windows of an image, which then all
 //! lie inside it. Depthwise ones need no copy of the image: their kernel pads a few rows at a time.
 
-use vitc_ir::{ImageLayout, Op, ValueId};
+use vitc_ir::{Const, Elem, ImageLayout, Op, Shape, TensorType, ValueId};
 
 use crate::clean::draft::{Draft, Rule};
 
@@ -20,11 +20,31 @@ fn borders(d: &mut Draft, n: usize) -> Option<ValueId> {
         return None;
     }
     let [top, left, bottom, right] = std::mem::take(pads);
-    let pad =
-        Op::Pad { before: vec![0, top, left, 0], after: vec![0, bottom, right, 0], value: (*x_zero as f64).into() };
+    let weights = if *groups == 1 { d.constant_of(operands[1]).and_then(with_whole_words) } else { None };
+    let more = weights.as_ref().map_or(0, |(_, more)| *more);
+    let (before, after) = (vec![0, top, left, 0], vec![0, bottom, right, more]);
+    let pad = Op::Pad { before, after, value: (*x_zero as f64).into() };
     let (loc, result) = (d.loc(n), d.ty(d.node(n).result).clone());
+    if let Some((weights, _)) = weights {
+        operands[1] = d.constant(weights);
+    }
     operands[0] = d.push(pad, &operands[..1], loc.clone())?;
     d.push_typed(op, &operands, result, loc)
+}
+
+/// Weights `[depth, channels, height, width]` in bytes with channels of nothing behind the others, and how many: so many that a
+/// pixel has whole words of four, as the products read them. A window then needs no copy. Not where there would be half as many products again.
+fn with_whole_words(w: &Const) -> Option<(Const, usize)> {
+    let [depth, channels, height, width] = w.ty.shape.as_fixed()?[..] else { return None };
+    let whole = channels.next_multiple_of(4);
+    if w.ty.elem != Elem::I8 || whole == channels || 2 * whole >= 3 * channels {
+        return None;
+    }
+    let plane = height * width;
+    let padded = |filter: &[u8]| [filter, &vec![0; (whole - channels) * plane]].concat();
+    let data: Vec<i8> = w.data.chunks(channels * plane).flat_map(padded).map(|b| b as i8).collect();
+    let ty = TensorType { shape: Shape::fixed(&[depth, whole, height, width]), ..w.ty.clone() };
+    Some((Const::new(w.name.clone(), ty, &data), whole - channels))
 }
 
 #[cfg(test)]
@@ -44,15 +64,39 @@ module "borders" stage integerize {
 }
 "#;
 
-    #[test]
-    fn the_padded_image_is_convolved_alike() {
-        let before = text::parse(MODULE, Default::default()).unwrap();
+    /// The module with three channels instead of two: windows of words of four.
+    fn with_three_channels() -> String {
+        let weights: Vec<String> = (0..36).map(|i| (i * 29 % 51 - 25).to_string()).collect();
+        let start = MODULE.find("= [1, -2").unwrap();
+        let end = start + MODULE[start..].find(']').unwrap() + 1;
+        let text = format!("{}= [{}]{}", &MODULE[..start], weights.join(", "), &MODULE[end..]);
+        text.replace("2x2x2x3xi8", "2x3x2x3xi8").replace("4x5x2xu8", "4x5x3xu8")
+    }
+
+    fn run(text: &str, channels: usize) -> vitc_ir::Module {
+        let before = text::parse(text, Default::default()).unwrap();
         let (after, fired) = crate::fuse::run(&before).unwrap();
         assert_eq!(fired.get("borders"), Some(&1));
         assert!(after.nodes.iter().any(|n| matches!(n.op, Op::FusedConv2d { pads: [0, 0, 0, 0], .. })));
-        let pixels = (0..2 * 40).map(|i| (i * 37 % 256) as u8).collect();
-        let x = Tensor { shape: vec![2, 4, 5, 2], data: Data::U8(pixels) };
+        let pixels = (0..40 * channels).map(|i| (i * 37 % 256) as u8).collect();
+        let x = Tensor { shape: vec![2, 4, 5, channels], data: Data::U8(pixels) };
         let run = |m| format!("{:?}", eval::run(m, std::slice::from_ref(&x)).unwrap());
         assert_eq!(run(&before), run(&after));
+        after
+    }
+
+    #[test]
+    fn the_padded_image_is_convolved_alike() {
+        run(MODULE, 2);
+    }
+
+    #[test]
+    fn three_channels_become_words_of_four() {
+        let after = run(&with_three_channels(), 3);
+        let pads = after.nodes.iter().filter_map(|n| match &n.op {
+            Op::Pad { after, .. } => Some(after[3]),
+            _ => None,
+        });
+        assert_eq!(pads.collect::<Vec<_>>(), [1]);
     }
 }

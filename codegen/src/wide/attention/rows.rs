@@ -18,7 +18,7 @@ use super::{Panels, TAIL, set_mask, slot};
 use crate::lane::LaneSpec;
 use crate::operand::Operand;
 use crate::wide::asm::{Asm, Assembled, at, z};
-use crate::wide::dot::{self, RIGHT, Right, Tile, sum};
+use crate::wide::dot::{self, RIGHT, Right, Runs, Tile, sum};
 use crate::wide::lane::{Arrangement, Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, masks};
 
 /// The leaf's block.
@@ -98,8 +98,17 @@ impl Rows<'_> {
             }
         }
         let (a, steps) = ((rcx, self.q_stride), self.steps[0]);
-        Tile { rows, vectors, steps, a, offsets: [0; VECTORS], b: rbx, right: Right::Bytes, fetch: None }
-            .multiply(asm)?;
+        Tile {
+            rows,
+            vectors,
+            runs: Runs::one(steps),
+            a,
+            offsets: [0; VECTORS],
+            b: rbx,
+            right: Right::Bytes,
+            fetch: None,
+        }
+        .multiply(asm)?;
         for row in 0..rows {
             for v in 0..vectors {
                 let to = r12 + rbp + (row * self.softmax.score_bytes + 64 * v) as i32;
@@ -131,8 +140,17 @@ impl Rows<'_> {
             }
         }
         let (a, steps) = ((r14, self.softmax.weight_bytes as i64), self.steps[1]);
-        Tile { rows, vectors, steps, a, offsets: [0; VECTORS], b: r15, right: Right::Bytes, fetch: None }
-            .multiply(asm)?;
+        Tile {
+            rows,
+            vectors,
+            runs: Runs::one(steps),
+            a,
+            offsets: [0; VECTORS],
+            b: r15,
+            right: Right::Bytes,
+            fetch: None,
+        }
+        .multiply(asm)?;
         for row in 0..rows {
             let sums = std::array::from_fn(|v| sum(row, v));
             let inputs = [Feed::Registers(sums), Feed::One(r13, 4 * row as i64)];
