@@ -8,6 +8,7 @@ struct Case {
     tokens: [usize; 2],
     columns: [usize; 2],
     transposed: bool,
+    k_zero: i64,
     v: Elem,
     log2: bool,
     to: Elem,
@@ -31,7 +32,7 @@ impl Case {
             .collect();
         let op = Op::IntLinearAttention {
             q_zero: if self.v == Elem::U8 { 128 } else { 0 },
-            k_zero: if self.v == Elem::U8 { 3 } else { 0 },
+            k_zero: self.k_zero,
             v_zero: if self.v == Elem::U8 { 131 } else { 0 },
             epsilon,
             numerator: (1 << 52) + 12_345_678_901,
@@ -45,8 +46,16 @@ impl Case {
     }
 }
 
-const USUAL: Case =
-    Case { heads: 2, tokens: [9, 9], columns: [16, 16], transposed: false, v: Elem::U8, log2: false, to: Elem::U8 };
+const USUAL: Case = Case {
+    heads: 2,
+    tokens: [9, 9],
+    columns: [16, 16],
+    transposed: false,
+    k_zero: 3,
+    v: Elem::U8,
+    log2: false,
+    to: Elem::U8,
+};
 
 #[test]
 fn sizes_that_fill_nothing() {
@@ -61,6 +70,8 @@ fn sizes_that_fill_nothing() {
     ] {
         Case { tokens, columns, ..USUAL }.check(0);
         Case { tokens, columns, transposed: true, heads: 3, ..USUAL }.check(1);
+        Case { tokens, columns, k_zero: 140, heads: 1, ..USUAL }.check(0);
+        Case { tokens, columns, k_zero: 0, v: Elem::I8, ..USUAL }.check(0);
     }
 }
 

@@ -1,17 +1,21 @@
 //! Attention without softmax on 512-bit vectors: one leaf for a head whose keys and values are packed.
 //!
 //! ```text
-//! for head                           Cranelift; packs pairs of tokens as i16 pairs, see `crate::linear`
+//! for head                           Cranelift
 //!   leaf
-//!     for 16 columns of v, 16 of k   s = k^T v, and n = k^T 1: a pair of tokens a step, 16 sums in registers
+//!     for four tokens                k and v with four tokens of a column side by side
+//!     for 16 columns of v, 16 of k   s = k^T v, and n = k^T 1: four tokens a step, 16 sums in registers
 //!     w = s >> h                     h from the largest |s|; pairs of d as i16 pairs
 //!     for four rows of q             a = q w, all columns at once, and q n in two parts of 14 bits
 //!       r = numerator / (q n)        one 64-bit division a row, beside the products of the rows around
 //!       out = a r >> shift           8 columns at a time
 //! ```
 //!
-//! Registers: z0-z15 sums of phase one, z16 counts, z17 a pair of rows of v, z18 the largest; in the rows z0-z15 sums, z16-z19 the
-//! parts of the divisors, z20-z23 weights and then reciprocals, z24 parts of counts; constants and what passes from z25 on.
+//! Products take bytes without a sign from v and with one from k. Keys that can be 128 and more are taken less 128; what that and the
+//! zero point of v make of `s` follows from the columns' sums of v and from `n`.
+//!
+//! Registers: z0-z15 sums of phase one, z16 counts, z17 four rows of v, z18 the largest, z19 sums of v; in the rows z0-z15 sums, z16-z19
+//! the parts of the divisors, z20-z23 weights and then reciprocals, z24 parts of counts; constants and what passes from z25 on.
 
 use cranelift_codegen::ir::Value;
 use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi};
@@ -38,14 +42,18 @@ const ROWS: usize = 4;
 
 const SUM: u8 = 0;
 const COUNT: u8 = 16;
-const ROW_OF_V: u8 = 17;
+const ROWS_OF_V: u8 = 17;
 const LARGEST: u8 = 18;
+const SUMS_OF_V: u8 = 19;
 /// Of the first row.
 const DIVISOR: u8 = 16;
 const WEIGHTS: u8 = 20;
 const RECIPROCAL: u8 = 20;
 const PARTS_OF_COUNTS: u8 = 24;
 const ONES: u8 = 24;
+const FLIP: u8 = 20;
+const K_ZERO: u8 = 21;
+const ORDER: u8 = 22;
 const LOW: u8 = 25;
 const RESULT: u8 = 25;
 const HALF: u8 = 26;
@@ -53,9 +61,15 @@ const Q_ZERO: u8 = 27;
 const ZERO_POINT: u8 = 28;
 const NOTHING: u8 = 29;
 const SHIFT: u8 = 30;
-/// Masks of the last bytes of a row of q and of the last columns of the result.
+/// Masks of the last bytes of a row of q, of the last columns of the result, of the last bytes of a row that is packed, and of the tokens
+/// of the last four, and of the last columns of v among sums.
 const LAST_Q: u8 = 1;
 const LAST_COLUMNS: u8 = 2;
+const LAST_BYTES: u8 = 3;
+const LAST_TOKENS: u8 = 4;
+const LAST_SUMS: u8 = 5;
+/// Tokens of a step.
+const TOKENS: usize = 4;
 
 /// The leaf's block of 64-bit values.
 #[derive(Clone, Copy)]
@@ -64,11 +78,21 @@ enum Slot {
     Values,
     Sums,
     Counts,
+    /// Of each of d the zero point of v, times its count.
+    Lacks,
     Weights,
     Parts,
     Row,
     Q,
+    K,
+    V,
     Out,
+}
+
+/// Sets a mask of so many bits. Clobbers rax.
+fn set_mask(asm: &mut Asm, mask: u8, bits: usize) -> Assembled {
+    asm.c.mov(rax, (1u64 << bits) - 1)?;
+    Ok(asm.c.kmovq(k(mask), rax)?)
 }
 
 fn slot(s: Slot) -> AsmMemoryOperand {
@@ -86,7 +110,8 @@ impl WideLinear {
     pub(crate) fn of(l: &LinearAttention) -> Option<WideLinear> {
         let straight = |n: usize, columns: usize| l.sides[n].columns == Columns::Stride(1) || columns == 1;
         let [d, e] = l.columns;
-        let fits = d <= MOST && e <= MOST && straight(0, d) && straight(3, e) && !l.log2;
+        let in_order = straight(0, d) && straight(1, d) && straight(2, e) && straight(3, e);
+        let fits = d <= MOST && e <= MOST && in_order && !l.log2;
         fits.then(|| WideLinear { of: l.clone() })
     }
 
@@ -95,8 +120,19 @@ impl WideLinear {
         self.of.columns.map(|n| n.next_multiple_of(LANES))
     }
 
-    fn pairs(&self) -> usize {
-        self.of.tokens[1].div_ceil(2)
+    /// Steps of four tokens.
+    fn fours(&self) -> usize {
+        self.of.tokens[1].div_ceil(TOKENS)
+    }
+
+    /// What is taken off keys, so that they have a sign.
+    fn key_offset(&self) -> i64 {
+        if self.of.k_zero >= 128 { 0 } else { 128 }
+    }
+
+    /// Whether v has a sign, which is taken from it.
+    fn flips_values(&self) -> bool {
+        self.of.sides[2].elem == Elem::I8
     }
 
     /// Pairs of columns of k.
@@ -104,10 +140,20 @@ impl WideLinear {
         self.of.columns[0].div_ceil(2)
     }
 
-    fn scratch_parts(&self) -> [usize; 7] {
-        let ([d, e], pairs, steps) = (self.widths(), self.pairs(), self.steps());
-        [pairs * d * 4, pairs * e * 4, 2 * steps * e * 4, d * 4, steps * e * 4, steps * PARTS, ROWS * ROW_BYTES]
-            .map(|bytes| bytes.next_multiple_of(64))
+    fn scratch_parts(&self) -> [usize; 8] {
+        let ([d, e], fours, steps) = (self.widths(), self.fours(), self.steps());
+        let counts = d * 4;
+        [
+            fours * d * TOKENS,
+            fours * e * TOKENS,
+            2 * steps * e * 4,
+            counts,
+            counts,
+            steps * e * 4,
+            steps * PARTS,
+            ROWS * ROW_BYTES,
+        ]
+        .map(|bytes| bytes.next_multiple_of(64))
     }
 
     pub(crate) fn scratch_bytes(&self) -> usize {
@@ -123,9 +169,8 @@ impl WideLinear {
             next = e.add_imm(next, bytes as i64);
             part
         });
-        self.of.each_head(e, |e, [q, k, v, out]| {
-            self.of.pack_head(e, [k, v], [parts[0], parts[1]], self.widths());
-            let block: Vec<Value> = parts.into_iter().chain([q, out]).collect();
+        self.of.each_head(e, |e, sides| {
+            let block: Vec<Value> = parts.into_iter().chain(sides).collect();
             e.call_leaf(0, &block);
         });
     }
@@ -136,6 +181,7 @@ impl WideLinear {
     pub(crate) fn assemble(&self) -> Assembled<Vec<u8>> {
         let mut asm = Asm::leaf()?;
         self.constants(&mut asm)?;
+        self.pack(&mut asm)?;
         self.sums(&mut asm)?;
         self.halvings(&mut asm)?;
         self.weights(&mut asm)?;
@@ -145,7 +191,15 @@ impl WideLinear {
     }
 
     fn constants(&self, asm: &mut Asm) -> Assembled {
-        for (register, value) in [(ONES, 0x0001_0001), (LOW, 0xffff), (Q_ZERO, self.of.q_zero * 0x0001_0001)] {
+        let bytes = |byte: i64| byte * 0x0101_0101;
+        let words = [
+            (ONES, bytes(1)),
+            (FLIP, bytes(0x80)),
+            (K_ZERO, bytes(self.of.k_zero)),
+            (LOW, 0xffff),
+            (Q_ZERO, self.of.q_zero * 0x0001_0001),
+        ];
+        for (register, value) in words {
             let from = dword_ptr(asm.bytes(&(value as u32).to_le_bytes()));
             asm.c.vpbroadcastd(z(register), from)?;
         }
@@ -154,37 +208,79 @@ impl WideLinear {
         asm.c.vpxord(z(NOTHING), z(NOTHING), z(NOTHING))?;
         asm.c.vpxord(z(LARGEST), z(LARGEST), z(LARGEST))?;
         let [d, e] = self.of.columns;
-        for (mask, columns, width) in [(LAST_Q, d, 32), (LAST_COLUMNS, e, 8)] {
-            asm.c.mov(rax, (1u64 << (columns % width)) - 1)?;
-            asm.c.kmovq(k(mask), rax)?;
+        let lanes = 4 * (self.of.tokens[1] % TOKENS);
+        for (mask, count) in [(LAST_Q, d % 32), (LAST_COLUMNS, e % 8), (LAST_TOKENS, lanes), (LAST_SUMS, e % LANES)] {
+            set_mask(asm, mask, count)?;
         }
         Ok(())
     }
 
+    /// Keys and values with four tokens of a column side by side.
+    fn pack(&self, asm: &mut Asm) -> Assembled {
+        let order: Vec<u8> = (0..64).map(|i| (i % TOKENS * LANES + i / TOKENS) as u8).collect();
+        let order = zmmword_ptr(asm.bytes(&order));
+        asm.c.vmovdqu32(z(ORDER), order)?;
+        for (n, from, to) in [(0, Slot::K, Slot::Keys), (1, Slot::V, Slot::Values)] {
+            set_mask(asm, LAST_BYTES, self.of.columns[n] % LANES)?;
+            asm.c.mov(rax, slot(from))?;
+            asm.c.mov(rdx, slot(to))?;
+            let (whole, rest) = (self.of.tokens[1] / TOKENS, self.of.tokens[1] % TOKENS);
+            if whole > 0 {
+                asm.c.mov(rcx, whole as u64)?;
+                asm.repeat(rcx, |asm| self.pack_four(asm, n, TOKENS))?;
+            }
+            if rest > 0 {
+                self.pack_four(asm, n, rest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Four tokens of k (`n` 0) or v, of which so many exist.
+    fn pack_four(&self, asm: &mut Asm, n: usize, present: usize) -> Assembled {
+        const ALL: u8 = 0;
+        const ONE: u8 = 1;
+        let (columns, stride) = (self.of.columns[n], self.of.sides[1 + n].row_stride());
+        for first in (0..columns).step_by(LANES) {
+            let part = columns - first < LANES;
+            for token in 0..present {
+                let from = xmmword_ptr(at(rax, token as i64 * stride + first as i64));
+                let to = if token == 0 { ALL } else { ONE };
+                match part {
+                    true => asm.c.vmovdqu8(x(to).k3().z(), from)?,
+                    false if token == 0 => asm.c.vmovdqu32(x(to), from)?,
+                    false => {}
+                }
+                match (token, part) {
+                    (0, _) => {}
+                    (_, true) => asm.c.vinserti32x4(z(ALL), z(ALL), x(ONE), token as u32)?,
+                    (_, false) => asm.c.vinserti32x4(z(ALL), z(ALL), from, token as u32)?,
+                }
+            }
+            let is_key = n == 0;
+            if is_key && self.of.k_zero != 0 {
+                asm.c.vpsubusb(z(ALL), z(ALL), z(K_ZERO))?;
+            }
+            if if is_key { self.key_offset() != 0 } else { self.flips_values() } {
+                // Tokens that do not exist stay nothing.
+                let to = if present < TOKENS { z(ALL).k4().z() } else { z(ALL) };
+                asm.c.vpxord(to, z(ALL), z(FLIP))?;
+            }
+            asm.c.vpermb(z(ALL), z(ORDER), z(ALL))?;
+            asm.c.vmovdqu32(zmmword_ptr(at(rdx, (TOKENS * first) as i64)), z(ALL))?;
+        }
+        asm.advance(rax, TOKENS as i64 * stride)?;
+        asm.advance(rdx, (TOKENS * self.widths()[n]) as i64)
+    }
+
     /// `s` [d, e], the largest `|s|`, and `n`.
     fn sums(&self, asm: &mut Asm) -> Assembled {
-        let ([d_width, e_width], d) = (self.widths(), self.of.columns[0]);
+        let ([_, e_width], d) = (self.widths(), self.of.columns[0]);
         for columns in (0..e_width).step_by(LANES) {
             for first in (0..d).step_by(LANES) {
                 let rows = (d - first).min(LANES);
-                for n in (0..rows as u8).chain([COUNT]) {
-                    asm.c.vpxord(z(SUM + n), z(SUM + n), z(SUM + n))?;
-                }
-                asm.c.mov(rax, slot(Slot::Keys))?;
-                asm.c.mov(rdx, slot(Slot::Values))?;
-                asm.c.mov(rcx, self.pairs() as u64)?;
-                asm.repeat(rcx, |asm| {
-                    asm.c.vmovdqu32(z(ROW_OF_V), zmmword_ptr(at(rdx, 4 * columns as i64)))?;
-                    for i in 0..rows {
-                        let key = dword_bcst(at(rax, 4 * (first + i) as i64));
-                        asm.c.vpdpwssd(z(SUM + i as u8), z(ROW_OF_V), key)?;
-                    }
-                    if columns == 0 {
-                        asm.c.vpdpwssd(z(COUNT), z(ONES), zmmword_ptr(at(rax, 4 * first as i64)))?;
-                    }
-                    asm.advance(rax, 4 * d_width as i64)?;
-                    asm.advance(rdx, 4 * e_width as i64)
-                })?;
+                self.sum(asm, columns, first, rows)?;
+                self.complete(asm, columns, first, rows)?;
                 asm.c.mov(rax, slot(Slot::Sums))?;
                 for i in 0..rows {
                     let sum = z(SUM + i as u8);
@@ -192,14 +288,75 @@ impl WideLinear {
                     asm.c.vpabsd(sum, sum)?;
                     asm.c.vpmaxsd(z(LARGEST), z(LARGEST), sum)?;
                 }
-                if columns == 0 {
-                    asm.c.mov(rax, slot(Slot::Counts))?;
-                    asm.c.vmovdqu32(zmmword_ptr(at(rax, 4 * first as i64)), z(COUNT))?;
-                }
             }
             if d % 2 == 1 {
                 asm.c.mov(rax, slot(Slot::Sums))?;
                 asm.c.vmovdqu32(zmmword_ptr(at(rax, 4 * (d * e_width + columns) as i64)), z(NOTHING))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Products of sixteen columns of v and up to sixteen of k, the counts of these beside the first columns of v, the sums of v beside
+    /// the first columns of k.
+    fn sum(&self, asm: &mut Asm, columns: usize, first: usize, rows: usize) -> Assembled {
+        let [d_width, e_width] = self.widths();
+        let sums_of_v = first == 0 && self.key_offset() != 0;
+        for n in (0..rows as u8).chain([COUNT]).chain(sums_of_v.then_some(SUMS_OF_V)) {
+            asm.c.vpxord(z(SUM + n), z(SUM + n), z(SUM + n))?;
+        }
+        asm.c.mov(rax, slot(Slot::Keys))?;
+        asm.c.mov(rdx, slot(Slot::Values))?;
+        asm.c.mov(rcx, self.fours() as u64)?;
+        asm.repeat(rcx, |asm| {
+            asm.c.vmovdqu32(z(ROWS_OF_V), zmmword_ptr(at(rdx, (TOKENS * columns) as i64)))?;
+            for i in 0..rows {
+                let key = dword_bcst(at(rax, (TOKENS * (first + i)) as i64));
+                asm.c.vpdpbusd(z(SUM + i as u8), z(ROWS_OF_V), key)?;
+            }
+            if columns == 0 {
+                asm.c.vpdpbusd(z(COUNT), z(ONES), zmmword_ptr(at(rax, (TOKENS * first) as i64)))?;
+            }
+            if sums_of_v {
+                asm.c.vpdpbusd(z(SUMS_OF_V), z(ROWS_OF_V), z(ONES))?;
+            }
+            asm.advance(rax, (TOKENS * d_width) as i64)?;
+            asm.advance(rdx, (TOKENS * e_width) as i64)
+        })
+    }
+
+    /// Makes the sums those of keys and values about their zero points.
+    fn complete(&self, asm: &mut Asm, columns: usize, first: usize, rows: usize) -> Assembled {
+        let offset = self.key_offset();
+        let zero = self.of.v_zero + if self.flips_values() { 128 } else { 0 };
+        let here = 4 * first as i64;
+        if columns == 0 {
+            if offset != 0 {
+                let lacking = asm.dword(offset * self.of.tokens[1] as i64);
+                asm.c.vpaddd(z(COUNT), z(COUNT), lacking)?;
+            }
+            asm.c.mov(rax, slot(Slot::Counts))?;
+            asm.c.vmovdqu32(zmmword_ptr(at(rax, here)), z(COUNT))?;
+            let zero = asm.dword(zero);
+            asm.c.vpmulld(z(COUNT), z(COUNT), zero)?;
+            asm.c.mov(rax, slot(Slot::Lacks))?;
+            asm.c.vmovdqu32(zmmword_ptr(at(rax, here)), z(COUNT))?;
+        }
+        if first == 0 && offset != 0 {
+            asm.c.vpslld(z(SUMS_OF_V), z(SUMS_OF_V), offset.ilog2())?;
+        }
+        asm.c.mov(rax, slot(Slot::Lacks))?;
+        for i in 0..rows {
+            let sum = z(SUM + i as u8);
+            if zero != 0 {
+                asm.c.vpsubd(sum, sum, dword_bcst(at(rax, here + 4 * i as i64)))?;
+            }
+            if offset != 0 {
+                asm.c.vpaddd(sum, sum, z(SUMS_OF_V))?;
+            }
+            if self.of.columns[1] - columns < LANES {
+                // Columns that do not exist are none of the largest.
+                asm.c.vmovdqa32(sum.k5().z(), sum)?;
             }
         }
         Ok(())
