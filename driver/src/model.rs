@@ -293,15 +293,16 @@ impl Model {
         names.zip(&outputs).map(output).collect()
     }
 
-    /// Inputs of noise and room for the outputs, for a batch.
+    /// Inputs of noise and room for the outputs, for a batch. An input that is quantized at the door is fed as the numbers of the
+    /// float model are.
     pub fn noise_feed(&self, batch: usize, seed: u64) -> Result<Feed> {
         ensure!(batch > 0, "a batch of 0 images; give at least 1");
         if let Some(fixed) = self.fixed_images().filter(|fixed| *fixed != batch) {
             bail!("the model's batch is fixed at {fixed}, so a batch of {batch} cannot be run");
         }
         self.check_memory(batch)?;
-        let specs = self.program().inputs().iter().map(|i| &i.spec);
-        let inputs = specs.zip(seed..).map(|(spec, seed)| noise_tensor(spec, batch, seed)).collect::<Result<_>>()?;
+        let inputs = self.program().inputs().iter().zip(seed..).map(|(input, seed)| noise_tensor(input, batch, seed));
+        let inputs = inputs.collect::<Result<_>>()?;
         Ok(Feed { inputs, outputs: empty_outputs(self.program(), batch)? })
     }
 
@@ -468,11 +469,13 @@ fn real_values(tensor: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// Seeded noise in the input's own element type.
-fn noise_tensor(spec: &TensorSpec, batch: usize, seed: u64) -> Result<Tensor> {
+fn noise_tensor(input: &InputSpec, batch: usize, seed: u64) -> Result<Tensor> {
+    let spec = &input.spec;
     let dims = spec.dims_at(batch);
     let noise = crate::calibrate::noise(seed, &dims);
     let spread = |mid: f32, width: f32| noise.iter().map(move |v| mid + width * v);
-    Ok(match spec.elem {
+    let elem = if input.quantize.is_some() { Elem::F32 } else { spec.elem };
+    Ok(match elem {
         Elem::U8 => Tensor::of(dims, &spread(128.0, 60.0).map(|v| v as u8).collect::<Vec<_>>())?,
         Elem::I8 => Tensor::of(dims, &spread(0.0, 60.0).map(|v| v as i8).collect::<Vec<_>>())?,
         Elem::F32 => Tensor::of(dims, &noise)?,

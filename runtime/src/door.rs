@@ -91,7 +91,45 @@ impl Quantizer {
     }
 }
 
+/// Quantizes numbers that share a scale, in the widest vectors that the processor has. The operations and so the bits are the same in
+/// all of them: nothing is contracted or reordered.
 fn quantize_run<T: Quantized>(source: &[u8], target: &mut [u8], inv_scale: f64, offset: f64) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bw")
+        {
+            // SAFETY: the processor has these instructions.
+            return unsafe { wide::avx512::<T>(source, target, inv_scale, offset) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has these instructions.
+            return unsafe { wide::avx2::<T>(source, target, inv_scale, offset) };
+        }
+    }
+    quantize_all::<T>(source, target, inv_scale, offset);
+}
+
+/// [`quantize_all`] compiled for processors with wider vectors than all have.
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::{Quantized, quantize_all};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+    pub(super) fn avx512<T: Quantized>(source: &[u8], target: &mut [u8], inv_scale: f64, offset: f64) {
+        quantize_all::<T>(source, target, inv_scale, offset);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2<T: Quantized>(source: &[u8], target: &mut [u8], inv_scale: f64, offset: f64) {
+        quantize_all::<T>(source, target, inv_scale, offset);
+    }
+}
+
+/// Inlined where it is called, so that it is compiled with the instructions of the caller.
+#[inline(always)]
+fn quantize_all<T: Quantized>(source: &[u8], target: &mut [u8], inv_scale: f64, offset: f64) {
     let numbers = source.chunks_exact(size_of::<f32>()).zip(target.chunks_exact_mut(size_of::<T>()));
     for (x, q) in numbers {
         quantize::<T>(f32::read(x), inv_scale, offset).write(q);
@@ -99,6 +137,7 @@ fn quantize_run<T: Quantized>(source: &[u8], target: &mut [u8], inv_scale: f64, 
 }
 
 /// Clamping before rounding gives the same integer, since both ends are integers.
+#[inline(always)]
 fn quantize<T: Quantized>(x: f32, inv_scale: f64, offset: f64) -> T {
     let x = if x.is_nan() { 0.0 } else { f64::from(x) };
     let clamped = (x * inv_scale + offset).clamp(T::MIN, T::MAX);
