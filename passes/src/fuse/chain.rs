@@ -200,7 +200,15 @@ impl Epilogue {
                 self.add_constant(-x_zero);
                 let c = module.const_of(node.operands[1]).ok_or("a multiplier is a constant")?;
                 let m = self.load(node.operands[1], Elem::I32, channel_access(c));
-                self.dyadic(m, *shift, *zero_point, *to, known[value.0 as usize].room(*x_zero));
+                let x = known[value.0 as usize];
+                if *shift < 32 && x.product_fits(*x_zero, c, *shift) {
+                    self.step(Inst::Mul(self.current, m));
+                    self.step(Inst::RoundShr(self.current, *shift));
+                    self.add_constant(*zero_point);
+                    self.saturate(*to);
+                } else {
+                    self.dyadic(m, *shift, *zero_point, *to, x.room(*x_zero));
+                }
             }
             Op::IntRequantRows { shift, zero_point, to } => {
                 let access = row_access(&module.ty(node.operands[1]).shape, &module.ty(value).shape);

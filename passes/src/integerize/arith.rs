@@ -6,12 +6,24 @@ use crate::quantize::logarithmic;
 /// multiplier has 31 bits, so a channel `2^k` smaller keeps `31 - k`). `None` when a ratio is not finite, all are zero, or
 /// the largest is 2^30 or more.
 pub fn dyadic(ratios: &[f64]) -> Option<(Vec<i32>, u32)> {
+    dyadic_of(ratios, 31)
+}
+
+/// The same with multipliers of 15 bits, whose products with 16 bits fit 32 bits; `None` as well where a channel would keep fewer
+/// than 11.
+pub fn dyadic15(ratios: &[f64]) -> Option<(Vec<i32>, u32)> {
+    const FEWEST_BITS: i32 = 11;
+    let (multipliers, shift) = dyadic_of(ratios, 15)?;
+    multipliers.iter().all(|m| m.abs() >= 1 << (FEWEST_BITS - 1)).then_some((multipliers, shift))
+}
+
+fn dyadic_of(ratios: &[f64], bits: i32) -> Option<(Vec<i32>, u32)> {
     let largest = ratios.iter().fold(0f64, |a, r| a.max(r.abs()));
     if !(largest > 0.0 && ratios.iter().all(|r| r.is_finite())) {
         return None;
     }
-    let mut shift = (30 - exponent(largest)).min(62);
-    if (largest * 2f64.powi(shift)).round() > f64::from(i32::MAX) {
+    let mut shift = (bits - 1 - exponent(largest)).min(62);
+    if (largest * 2f64.powi(shift)).round() >= 2f64.powi(bits) {
         shift -= 1;
     }
     if shift < 1 {
@@ -207,6 +219,16 @@ mod tests {
         assert_eq!(dyadic(&[f64::NAN, 1.0]), None);
         assert_eq!(dyadic(&[2f64.powi(31)]), None);
         assert!(dyadic(&[1e-30]).is_some());
+    }
+
+    #[test]
+    fn short_multipliers_leave_products_room() {
+        for ratio in [1.0, 0.3, 15.99, 2f64.powi(-10), 8191.9] {
+            let (m, s) = dyadic15(&[ratio, ratio / 13.0]).unwrap();
+            assert!((1 << 14..1 << 15).contains(&m[0]), "{ratio}: {m:?}");
+            assert!((f64::from(m[1]) * 2f64.powi(-(s as i32)) / ratio * 13.0 - 1.0).abs() < 2f64.powi(-11));
+        }
+        assert_eq!(dyadic15(&[1.0, 2f64.powi(-5)]), None);
     }
 
     #[test]

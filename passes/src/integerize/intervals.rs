@@ -29,6 +29,13 @@ impl Interval {
         let bits = i64::BITS - shifted(self, zero).magnitude().leading_zeros();
         31u32.saturating_sub(bits)
     }
+
+    /// Whether every product of the integers less `zero` and of these multipliers has 32 bits, with what rounds it before a shift.
+    pub(crate) fn product_fits(self, zero: i64, multipliers: &Const, shift: u32) -> bool {
+        let most = multipliers.ints().iter().map(|m| m.abs()).max().unwrap_or(0);
+        let product = shifted(self, zero).magnitude().checked_mul(most);
+        product.and_then(|p| p.checked_add(1 << (shift - 1))).is_some_and(|sum| sum <= i32::MAX.into())
+    }
 }
 
 /// What is known of every value of a module of stage `integerize`, in the order of its values.

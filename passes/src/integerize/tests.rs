@@ -247,6 +247,14 @@ fn instance(rule: &str, b: &mut Bench) -> ValueId {
             let y = b.op(Op::Concat { axis: 1 }, &[x, y]);
             b.quantize(Elem::U8, y, 0.2, 9)
         }
+        // Channel by channel, to steps that are finer: no halves.
+        "requantize" if rows % 2 == 0 => {
+            let x = b.signed(Elem::I16, &[rows, k], 0.001);
+            let factors: Vec<f32> = (0..k).map(|c| 4.0 + c as f32 / 8.0).collect();
+            let factors = b.m.constant(Const::new("f", TensorType::f32(shape(&[k])), &factors));
+            let y = b.op(Op::Mul {}, &[x, factors]);
+            b.quantize(Elem::I16, y, 0.0013, 0)
+        }
         "requantize" => {
             let x = b.bytes(&[rows, k]);
             b.quantize(Elem::I8, x, 0.11, -3)

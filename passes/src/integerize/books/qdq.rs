@@ -472,7 +472,9 @@ fn times(m: &mut Match<'_>, x: Id, sign: f64, target: Quant, to: Elem) -> Option
     let source = ty.quant.clone()?;
     let scale = sign * target.single()?;
     let ratios: Vec<f64> = source.scale.iter().map(|s| s.0 / scale).collect();
-    let (multipliers, shift) = arith::dyadic(&ratios)?;
+    // Channel by channel from 16 bits: each multiplier is off by no more than the scale of a channel may be.
+    let short = if ty.elem == Elem::I16 && ratios.len() > 1 { arith::dyadic15(&ratios) } else { None };
+    let (multipliers, shift) = short.or_else(|| arith::dyadic(&ratios))?;
     let multiplier = m.i32_vector("multiplier", &multipliers);
     let axis = source.axis.or(ty.shape.rank().checked_sub(1))?;
     let (x_zero, zero_point) = (source.zero_point.into(), target.zero_point.into());
