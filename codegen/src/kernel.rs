@@ -19,6 +19,7 @@ use crate::emit::{Emit, Features, signature};
 use crate::gemm::Gemm;
 use crate::linear::LinearAttention;
 use crate::map::{Copy, Map};
+use crate::pixels::Pixels;
 use crate::rows::Rows;
 use crate::sum::AxisSum;
 use crate::wide::asm::{Assembled, Fault};
@@ -46,6 +47,7 @@ pub(crate) enum Spec {
     WideMap(WideMap),
     Copy(Copy),
     GatherRows(GatherRows),
+    Pixels(Pixels),
     Rows(Rows),
     WideNorm(WideNorm),
     WidePeak(WidePeak),
@@ -68,6 +70,7 @@ impl Spec {
             Spec::WideMap(s) => s.emit(e),
             Spec::Copy(s) => s.emit(e),
             Spec::GatherRows(s) => s.emit(e),
+            Spec::Pixels(s) => s.emit(e),
             Spec::Rows(s) => s.emit(e),
             Spec::WideNorm(s) => s.emit(e),
             Spec::WidePeak(s) => s.emit(e),

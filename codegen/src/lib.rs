@@ -25,6 +25,7 @@ mod link;
 mod map;
 mod operand;
 mod peak;
+mod pixels;
 mod plan;
 mod predict;
 mod rows;

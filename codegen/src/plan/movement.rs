@@ -5,12 +5,14 @@ use vitc_ir::lane::{Inst, Program, Width};
 use vitc_ir::{Dim, Elem, Node, Op, Shape, ValueId};
 use vitc_runtime::Buffer;
 
+use super::product::single;
 use super::{Call, Lowered, Planner, extent, product_of};
 use crate::copy::GatherRows;
 use crate::kernel::Spec;
 use crate::map::{Copy, Map};
 use crate::operand::{Columns, Operand};
-use crate::view::{Nest, View, is_view_node};
+use crate::pixels::{PIXEL, Pixels};
+use crate::view::{Lin, Nest, View, is_view_node};
 
 /// Runs of a gather that are copied one by one.
 const MOST_RUNS: usize = 4;
@@ -115,8 +117,14 @@ impl<M: Backend> Planner<'_, M> {
         self.step(Call { spec: Spec::GatherRows(spec), name, args, items: extent(items), grain: 16, macs: 0 })
     }
 
-    /// Fills everything, then copies the middle.
+    /// Planes that become pixels of four bytes on the way go in one pass. Otherwise fills everything, then copies the middle.
     pub(super) fn pad(&mut self, node: &Node, before: &[usize], value: f64) -> Lowered {
+        if let Some(pixels) = self.pixels(node, before, value)? {
+            let (name, items) = (pixels.name(), product_of(&self.module.ty(node.result).shape.0[..2])?);
+            let args = vec![self.operand(node.operands[0])?.0, self.buffer(node.result)?];
+            let spec = Spec::Pixels(pixels);
+            return self.step(Call { spec, name, args, items: extent(items), grain: 4, macs: 0 });
+        }
         let result = self.module.ty(node.result).clone();
         let to = self.buffer(node.result)?;
         self.fill(&result.shape, result.elem, value as i64, to)?;
@@ -136,11 +144,38 @@ impl<M: Backend> Planner<'_, M> {
         self.copy(result.elem, (from, &view), (to, &part), &x)
     }
 
+    fn pixels(&mut self, node: &Node, before: &[usize], value: f64) -> Lowered<Option<Pixels>> {
+        let (_, view) = self.operand(node.operands[0])?;
+        let (x, result) = (self.module.ty(node.operands[0]), self.module.ty(node.result));
+        let fixed = |shape: &Shape| [1, 2, 3].map(|d| shape.0[d].as_fixed().unwrap_or(0));
+        if result.shape.rank() != 4 || result.elem.bytes() != 1 || x.shape.0[0] != result.shape.0[0] {
+            return Ok(None);
+        }
+        let ([height, width, planes], [rows, columns, channels]) = (fixed(&x.shape), fixed(&result.shape));
+        let strides: Vec<Lin> = view.dims.iter().filter_map(|d| single(d).ok()).collect();
+        let &[images, down, across, apart] = &strides[..] else { return Ok(None) };
+        let Some(plane) = apart.as_fixed().filter(|_| across == Lin::fixed(1)) else { return Ok(None) };
+        if channels != PIXEL || before[3] != 0 || height == 0 || width == 0 {
+            return Ok(None);
+        }
+        let columns_of_x = Columns::Stride(1);
+        let x = Operand { elem: x.elem, offset: view.offset, rows: vec![images, down], columns: columns_of_x };
+        Ok(x.check_rows().is_ok().then_some(Pixels {
+            x,
+            planes,
+            plane,
+            size: [height, width],
+            before: [before[1], before[2]],
+            padded: [rows, columns],
+            value: value as i64 as u8,
+        }))
+    }
+
     fn fill(&mut self, shape: &Shape, elem: Elem, value: i64, to: Buffer) -> Lowered {
         let width = if elem == Elem::I64 { Width::W64 } else { Width::W32 };
         let program = Program { inputs: vec![], insts: vec![Inst::Const(value, width)], output: elem };
         let lane = self.lane(&program, &[])?;
-        let out = Operand { elem, offset: crate::view::Lin::ZERO, rows: vec![], columns: Columns::Stride(1) };
+        let out = Operand { elem, offset: Lin::ZERO, rows: vec![], columns: Columns::Stride(1) };
         let map = Map { sizes: vec![], columns: None, inputs: vec![], out, lane };
         let items = extent(shape.count().ok_or("too many elements")?);
         let (grain, name) = (map.grain(), format!("fill_{}", elem.name()));
@@ -159,7 +194,7 @@ pub(super) fn split(nest: &Nest) -> Lowered<(Vec<Dim>, Option<usize>)> {
     }
 }
 
-pub(super) fn operand_of(nest: &Nest, i: usize, elem: Elem, offset: crate::view::Lin) -> Lowered<Operand> {
+pub(super) fn operand_of(nest: &Nest, i: usize, elem: Elem, offset: Lin) -> Lowered<Operand> {
     let strides = &nest.strides[i];
     let (columns, rows) = match strides.split_last() {
         None => (Columns::Same, vec![]),

@@ -23,6 +23,27 @@ fn movement_with_a_place_is_a_copy() {
     }
 }
 
+/// Planes as pixels with a border: rows shorter than a turn, of one and a half and of whole ones, every number of planes.
+#[test]
+fn planes_become_pixels() {
+    for (planes, width, border) in [(3, 5, [1, 1]), (3, 24, [0, 2]), (1, 32, [3, 0]), (4, 17, [1, 1]), (2, 16, [0, 0])]
+    {
+        for (elem, value) in [(Elem::U8, 200.0), (Elem::I8, -7.0)] {
+            let mut m = module();
+            let x = input(&mut m, elem, batched(&[planes, 6, width]));
+            let x = view(&mut m, Op::Transpose { perm: vec![0, 2, 3, 1] }, &[x]);
+            let [before, after] = border;
+            let pad = Op::Pad {
+                before: vec![0, before, after, 0],
+                after: vec![0, after, before, 4 - planes],
+                value: value.into(),
+            };
+            let y = node(&mut m, pad, &[x]);
+            check(&mut m, y, 3, &[]);
+        }
+    }
+}
+
 #[test]
 fn reshapes_that_share_a_place_cost_nothing() {
     let mut m = module();
