@@ -27,6 +27,7 @@ mod pack;
 
 use cranelift_codegen::ir::types::{I8X16, I16, I16X8, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
+use vitc_ir::lane::Inst;
 use vitc_ir::layout::Layout;
 use vitc_ir::{Dim, Elem};
 
@@ -40,8 +41,10 @@ pub(crate) const PANEL: usize = 8;
 /// Bytes of spread rows that should stay in L1 beside a panel.
 const CHUNK_BYTES: usize = 18 << 10;
 /// Extras of a lane program up to which the sums of a tile stay in registers beside it. With more, the register allocator
-/// would keep a sum in memory in the middle of the products.
+/// would keep a sum in memory in the middle of the products; so it does with as many beside some gates, which costs more than the way
+/// through memory from so many k on.
 const LIGHT_EXTRAS: usize = 3;
+const GATED_K: usize = 128;
 /// Most rows of a chunk.
 const CHUNK_ROWS: usize = 48;
 /// Bytes that four k of one row take when spread.
@@ -500,7 +503,7 @@ impl Gemm {
 
     fn tile(&self, e: &mut Emit<'_>, tile: &Tile) {
         let sums = if self.wide() { self.multiply_halves(e, tile) } else { self.multiply_bytes(e, tile) };
-        let kept = (self.extras.len() > LIGHT_EXTRAS).then(|| self.keep(e, &sums));
+        let kept = self.keeps_sums().then(|| self.keep(e, &sums));
         for (row, acc) in sums.into_iter().enumerate() {
             let acc = match kept {
                 Some(slot) => [0, 16].map(|disp| e.load(I32X4, Addr { base: slot, disp: 32 * row as i32 + disp })),
@@ -514,6 +517,15 @@ impl Gemm {
             let to = Addr { base: tile.out, disp: 0 }.plus(row as i64 * self.out.row_stride());
             let mut group = RowGroup { inputs: &inputs, at: &at, first: Some(Lanes::I32(acc)), count: tile.count };
             run_group(e, &self.lane, &mut group, &self.out, to);
+        }
+    }
+
+    /// Whether the sums of a tile wait in memory for the lane program.
+    fn keeps_sums(&self) -> bool {
+        let is_gated = || self.lane.program.insts.iter().any(|i| matches!(i, Inst::MulHigh15(..)));
+        match self.extras.len() {
+            LIGHT_EXTRAS => self.k >= GATED_K && is_gated(),
+            extras => extras > LIGHT_EXTRAS,
         }
     }
 
