@@ -19,13 +19,16 @@ use crate::view::Lin;
 pub(crate) struct Features {
     /// The byte dot product tree folds into one instruction.
     pub dot: bool,
+    /// A high product that wraps where both factors are the least number is an instruction less than one that saturates.
+    pub wrapping_high: bool,
 }
 
 impl Features {
     pub(crate) fn of(isa: &dyn TargetIsa) -> Features {
         let on = |name: &str| isa.isa_flags().iter().any(|f| f.name == name && f.as_bool() == Some(true));
         let x64 = (on("has_avx_vnni") && on("has_avx")) || (on("has_avx512vnni") && on("has_avx512vl"));
-        Features { dot: x64 || isa.name() != "x64" }
+        let is_x64 = isa.name() == "x64";
+        Features { dot: x64 || !is_x64, wrapping_high: is_x64 && on("has_ssse3") }
     }
 }
 
@@ -396,6 +399,15 @@ impl<'a> Emit<'a> {
         let lo = self.b.ins().imul(x_lo, y_lo);
         let hi = self.b.ins().imul(x_hi, y_hi);
         self.b.ins().iadd_pairwise(lo, hi)
+    }
+
+    /// `(a*b + 2^14) >> 15` in lanes of 16 bits. `apart` promises that nowhere both are -2^15.
+    pub(crate) fn multiply_high(&mut self, a: Value, b: Value, apart: bool) -> Value {
+        if apart && self.features.wrapping_high {
+            self.b.ins().x86_pmulhrsw(a, b)
+        } else {
+            self.b.ins().sqmul_round_sat(a, b)
+        }
     }
 
     pub(crate) fn cast(&mut self, ty: Type, v: Value) -> Value {

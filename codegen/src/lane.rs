@@ -273,9 +273,10 @@ impl<'c, 'a> Code<'c, 'a> {
             Inst::SelectLess(a, b, c, d) => self.select(a, b, c, d),
             Inst::Clamp(a, lo, hi) => self.clamp(a, lo, hi),
             Inst::MulHigh15(a, b) => {
+                let apart = [a, b].iter().any(|&r| self.intervals[r as usize].0 > I16_RANGE.0);
                 let (a, b) = (self.value(a), self.value(b));
                 let (a, b) = (self.as_i16(a), self.as_i16(b));
-                Lanes::I16(self.e.b.ins().sqmul_round_sat(a, b))
+                Lanes::I16(self.e.multiply_high(a, b, apart))
             }
             Inst::Table { input, index, bias } => self.look_up(input as usize, index, bias, source),
         }
@@ -429,6 +430,9 @@ impl<'c, 'a> Code<'c, 'a> {
         }
         if s >= 32 {
             let high = [self.high_halves(a, b), self.high_halves(c, d)];
+            if s == 32 {
+                return Lanes::I32(high);
+            }
             let by = self.e.b.ins().iconst(I32, i64::from(s - 32));
             return Lanes::I32(high.map(|v| self.e.b.ins().sshr(v, by)));
         }
@@ -439,6 +443,22 @@ impl<'c, 'a> Code<'c, 'a> {
 
     fn round_shift(&mut self, a: Reg, s: u32, width: Width, result: Interval) -> Lanes {
         let x = self.intervals[a as usize];
+        if let (Lanes::I16(v), 1..=15) = (self.value(a), s) {
+            // A high product with a power of two.
+            let power = self.e.constant(I16X8, 1 << (15 - s));
+            return Lanes::I16(self.e.multiply_high(v, power, true));
+        }
+        let high = (x.0 >> 32, (x.1 >> 32) + (1 << s.saturating_sub(33)));
+        if let (Lanes::I64([a, b, c, d]), 33..) = (self.value(a), s)
+            && fit(result) != Held::I64
+            && fit(high) != Held::I64
+        {
+            // The rounding half has no low bits: it is added to the high halves.
+            let (half, by) = (self.e.constant(I32X4, 1 << (s - 33)), self.e.b.ins().iconst(I32, i64::from(s - 32)));
+            let high = [self.high_halves(a, b), self.high_halves(c, d)];
+            let raised = high.map(|v| self.e.add(v, half));
+            return Lanes::I32(raised.map(|v| self.e.b.ins().sshr(v, by)));
+        }
         let sum = (x.0 + (1 << (s - 1)), x.1 + (1 << (s - 1)));
         // In 32-bit lanes the language rules a wrapping sum out.
         let sum = if width == Width::W32 { meet(sum, I32_RANGE) } else { sum };
