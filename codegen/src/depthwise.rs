@@ -13,7 +13,7 @@
 //! one byte for each KH*KW multiplied. With the zero point where the image ends, its share of the sums is the same everywhere
 //! and part of what they start with. Signed inputs become unsigned on the way, as the dot product wants them.
 
-use cranelift_codegen::ir::types::{I8X16, I32X4, I64};
+use cranelift_codegen::ir::types::{I8X16, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use vitc_ir::Elem;
 
@@ -258,9 +258,8 @@ impl Depthwise {
                         return e.constant(I8X16, 0);
                     }
                     let (row, column) = (tap / self.kernel[1], tap % self.kernel[1]);
-                    let low = e.load(I64, Addr { base: taps[row], disp: (column * self.columns[1]) as i32 });
-                    let low = e.b.ins().scalar_to_vector(cranelift_codegen::ir::types::I64X2, low);
-                    e.cast(I8X16, low)
+                    // Eight bytes count; the ring has room behind its rows.
+                    e.load(I8X16, Addr { base: taps[row], disp: (column * self.columns[1]) as i32 })
                 })
                 .collect();
             let pairs = [interleave(e, bytes[0], bytes[1], 1, 0), interleave(e, bytes[2], bytes[3], 1, 0)];

@@ -262,6 +262,10 @@ impl<'c, 'a> Code<'c, 'a> {
             Inst::Load(n) => source.load(self.e, n as usize),
             Inst::Const(v, _) => Lanes::Const(v),
             Inst::Widen(a) | Inst::Truncate(a) => self.value(a),
+            Inst::Add(a, b) if self.is_saturated(i, [a, b]) => {
+                self.intervals[i] = meet(result, I16_RANGE);
+                self.zip(self.value(a), self.value(b), Held::I16, |e, x, y| e.b.ins().sadd_sat(x, y))
+            }
             Inst::Add(a, b) => self.binary(a, b, result, |e, x, y| e.b.ins().iadd(x, y)),
             Inst::Sub(a, b) => self.binary(a, b, result, |e, x, y| e.b.ins().isub(x, y)),
             Inst::Min(a, b) => self.binary(a, b, result, |e, x, y| e.b.ins().smin(x, y)),
@@ -280,6 +284,18 @@ impl<'c, 'a> Code<'c, 'a> {
             }
             Inst::Table { input, index, bias } => self.look_up(input as usize, index, bias, source),
         }
+    }
+
+    /// Whether a sum of two values of 16 bits has more, and all that reads it saturates to 16 bits or fewer.
+    fn is_saturated(&self, i: usize, operands: [Reg; 2]) -> bool {
+        let insts = &self.spec.program.insts;
+        let narrow = |(lo, hi): (i64, i64)| within((lo.into(), hi.into()), I16_RANGE);
+        let mut users = insts[i + 1..].iter().filter(|u| u.operands().contains(&(i as Reg)));
+        let stored = i + 1 < insts.len() || self.spec.program.output.range().is_some_and(narrow);
+        fit(self.intervals[i]) != Held::I16
+            && operands.iter().all(|&r| self.held(r) == Held::I16)
+            && stored
+            && users.all(|u| matches!(*u, Inst::Clamp(_, lo, hi) if narrow((lo, hi))))
     }
 
     fn value(&self, r: Reg) -> Lanes {
