@@ -390,11 +390,13 @@ impl WideAttention {
             v_zero: self.v_zero,
             starts: self.starts(),
             numerator: self.numerator,
-            biases: Biases {
-                strides: self.biases.iter().map(Operand::row_stride).collect(),
-                at: if self.tiled.is_some() { scores::BIASES } else { rows::BIASES },
-            },
+            biases: if self.tiled.is_some() { self.biases(scores::BIASES) } else { Biases::default() },
         }
+    }
+
+    /// What is added to the scores, in the leaf's block from value `at` on.
+    fn biases(&self, at: usize) -> Biases {
+        Biases { strides: self.biases.iter().map(Operand::row_stride).collect(), at }
     }
 
     fn scores(&self) -> Scores<'_> {
@@ -410,6 +412,7 @@ impl WideAttention {
     fn by_rows(&self) -> Rows<'_> {
         Rows {
             softmax: self.softmax(),
+            biases: self.biases(rows::BIASES),
             q_stride: self.q_stride(),
             steps: [self.d.div_ceil(4), self.keys.div_ceil(4)],
             packed_keys: self.packed_keys(),

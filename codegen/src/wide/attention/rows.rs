@@ -13,7 +13,7 @@
 use iced_x86::code_asm::registers::gpr64::{r8, r9, r12, r13, r14, r15, rax, rbp, rbx, rcx, rsi};
 use iced_x86::code_asm::{dword_ptr, zmmword_ptr};
 
-use super::softmax::Softmax;
+use super::softmax::{Biases, Softmax};
 use super::{Panels, TAIL, set_mask, slot};
 use crate::lane::LaneSpec;
 use crate::operand::Operand;
@@ -37,6 +37,8 @@ pub(super) const BIASES: usize = 9;
 /// What the code depends on.
 pub(super) struct Rows<'a> {
     pub softmax: Softmax<'a>,
+    /// What the scores start with, beside the corrections.
+    pub biases: Biases,
     pub q_stride: i64,
     /// Steps of four d, and of four keys.
     pub steps: [usize; 2],
@@ -57,9 +59,10 @@ impl Rows<'_> {
         }
         let walkers = [(rcx, self.q_stride), (r8, self.out.row_stride())];
         dot::each_tile(&mut asm, slot(ROWS), &walkers, |asm, rows| {
-            self.scores(asm, rows)?;
             asm.c.mov(rax, slot(ROWS))?;
             asm.c.sub(rax, rsi)?;
+            self.biases.seek(asm, self.softmax.keys)?;
+            self.scores(asm, rows)?;
             asm.c.mov(rbp, rows as u64)?;
             self.softmax.emit(asm)?;
             self.values(asm, rows)
@@ -67,36 +70,35 @@ impl Rows<'_> {
         asm.finish()
     }
 
-    fn key_vectors(&self) -> usize {
-        self.softmax.keys.div_ceil(LANES)
-    }
-
     /// Panel by panel of keys: rbx its vectors, rbp its place in the rows of scores and corrections.
     fn scores(&self, asm: &mut Asm, rows: usize) -> Assembled {
         asm.c.mov(rbx, slot(KEYS))?;
         asm.c.mov(r9, slot(CORRECTIONS))?;
         asm.c.xor(rbp, rbp)?;
-        let (panels, rest) = (self.key_vectors() / VECTORS, self.key_vectors() % VECTORS);
+        // Whole panels, and the vectors of the one behind them.
+        let (panels, rest) = (self.softmax.keys / ROW, (self.softmax.keys % ROW).div_ceil(LANES));
         let bytes = 64 * VECTORS as i32;
         if panels > 0 {
             let mut panel = asm.c.create_label();
             asm.c.set_label(&mut panel)?;
-            self.panel_of_scores(asm, rows, VECTORS)?;
+            self.panel_of_scores(asm, rows, VECTORS, false)?;
             asm.advance(rbx, self.packed_keys.bytes())?;
             asm.c.add(rbp, bytes)?;
             asm.c.cmp(rbp, bytes * panels as i32)?;
             asm.c.jne(panel)?;
         }
-        if rest > 0 { self.panel_of_scores(asm, rows, rest) } else { Ok(()) }
+        if rest > 0 { self.panel_of_scores(asm, rows, rest, !self.softmax.keys.is_multiple_of(LANES)) } else { Ok(()) }
     }
 
-    fn panel_of_scores(&self, asm: &mut Asm, rows: usize, vectors: usize) -> Assembled {
+    /// `partial`: whether the last vector has keys that do not exist.
+    fn panel_of_scores(&self, asm: &mut Asm, rows: usize, vectors: usize, partial: bool) -> Assembled {
         for v in 0..vectors {
             asm.c.vmovdqu32(z(sum(0, v)), zmmword_ptr(r9 + rbp + 64 * v as i32))?;
             for row in 1..rows {
                 asm.c.vmovdqa64(z(sum(row, v)), z(sum(0, v)))?;
             }
         }
+        self.biases.start(asm, (rows, vectors), rbp, |v| partial && v + 1 == vectors)?;
         let (a, steps) = ((rcx, self.q_stride), self.steps[0]);
         Tile {
             rows,
