@@ -107,6 +107,7 @@ fn sizes_that_fill_nothing() {
         usual(SHORT).heads(size);
     }
     usual(SHORT).heads([197, 3, 64]);
+    usual(SHORT).heads([1030, 1, 4]);
 }
 
 /// Both products on the tile unit: keys and d that fill no tile, several steps over d, keys in several chunks, signs, zero

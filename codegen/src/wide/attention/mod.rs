@@ -43,8 +43,9 @@ use crate::operand::{Columns, Operand, split_index};
 use crate::rows::Work;
 use crate::view::{Factor, Lin, merge};
 
-/// Most keys and most columns of a head: the code for them is laid out without loops.
+/// Most columns of a head, and most keys: the code for them is laid out without loops.
 const MOST: usize = 1024;
+const MOST_KEYS: usize = 4096;
 /// Where the sums of keys that do not exist start: below any score of [`MOST`] products of bytes, with room to subtract.
 const NOTHING: i64 = -(1 << 30);
 /// Most and largest biases: scores with them stay above [`NOTHING`].
@@ -126,7 +127,8 @@ impl WideAttention {
         let fits = bytes(&a.heads[0])
             && bytes(k)
             && bytes(v)
-            && [d, keys, columns].iter().all(|&n| n <= MOST)
+            && d.max(columns) <= MOST
+            && keys <= MOST_KEYS
             && (*d_stride == 1 || d == 1)
             && (v.columns == Columns::Stride(1) || columns == 1)
             && a.values.out.columns == Columns::Stride(1)
