@@ -356,6 +356,47 @@ fn gates_in_16_bits() {
     }
 }
 
+/// A gate, a centre and a factor of 15 bits for each channel, whose product has 32 bits: results of 16 bits that saturate and others.
+#[test]
+fn factors_behind_gates() {
+    for (i, n) in [64, 128, 96, 50, 32].into_iter().enumerate() {
+        let (mut m, mut r) = (module(), Random(n as u64));
+        let x = input(&mut m, Elem::U8, batched(&[7, 24]));
+        let w = random_constant(&mut m, &mut r, Elem::I8, &[24, n], -128, 127);
+        let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+        let centre = random_constant(&mut m, &mut r, Elem::I16, &[n], -9000, 9000);
+        let factor = random_constant(&mut m, &mut r, Elem::I32, &[n], -(1 << 14), (1 << 15) - 1);
+        let inputs = [
+            (Elem::I32, Access::Element),
+            (Elem::I32, Access::Channel),
+            (Elem::I16, Access::Channel),
+            (Elem::I32, Access::Channel),
+        ];
+        let mut insts = gate(Gate::Plain, 31);
+        insts.truncate(12);
+        let gated = insts.len() as u32 - 1;
+        insts.extend([
+            Inst::Load(2),
+            Inst::Add(gated, gated + 1),
+            Inst::Clamp(gated + 2, -32768, 32767),
+            Inst::Load(3),
+            Inst::Mul(gated + 3, gated + 4),
+            Inst::RoundShr(gated + 5, if i % 2 == 0 { 10 } else { 15 }),
+        ]);
+        let l = lane(&mut m, &inputs, insts, Elem::I16);
+        let op = Op::FusedMatMul { a_zero: 0, b_zero: 0, lane: l, to: Elem::I16 };
+        let y = node(&mut m, op, &[x, w, scale, centre, factor]);
+        for tier in Tier::available().into_iter().filter(|t| t.is_wide() && n % 32 == 0) {
+            let mut m = m.clone();
+            m.output("y", y);
+            let compiled = compile(&m, &Options { tier, ..Options::default() }).unwrap();
+            let leaf = compiled.kernels.iter().find(|k| k.name.contains(".leaf")).expect("a leaf");
+            assert!(crate::disassemble(&leaf.code[..leaf.instructions]).contains("vpmaddwd zmm"));
+        }
+        check(&mut m, y, 3, &[]);
+    }
+}
+
 /// Levels by comparisons with thresholds, as `passes` writes quantizers of few levels: all operands but the value are constants.
 #[test]
 fn ladders_of_comparisons() {

@@ -45,9 +45,13 @@ impl Code<'_, '_> {
         (uses[cut] > 0).then_some(Tail { cut, source, uses })
     }
 
-    /// What an instruction reads, when 16-bit lanes can do it: the result has 16 bits, and so has all in between.
+    /// What an instruction reads, when 16-bit lanes can do it: the result has 16 bits, and so has all in between, but for a product that
+    /// is shifted.
     fn in_halves(&self, i: usize, cut: usize, source: usize) -> Option<Vec<usize>> {
         let inst = &self.spec.program.insts[i];
+        if let Some(product) = self.long_product(i) {
+            return Some(vec![product.x]);
+        }
         let fits = |(lo, hi): Interval| lo >= I16.0.into() && hi <= I16.1.into();
         let known = match *inst {
             Inst::Load(n) => {
@@ -69,6 +73,57 @@ impl Code<'_, '_> {
         let whole = matches!(inst, Inst::Clamp(_, lo, hi) if *lo < I16.0 || *hi > I16.1);
         (known && !whole && (fits(self.intervals[i]) || self.is_saturated(i)))
             .then(|| inst.operands().into_iter().map(clamped).collect())
+    }
+
+    /// A product of 16 bits and multipliers of the channels, all of 32 bits, that nothing reads but the rounding shift at `i`; the result is
+    /// saturated to 16 bits. Two multiplications of pairs, the second factors of which are zero.
+    fn long_product(&self, i: usize) -> Option<LongProduct> {
+        let insts = &self.spec.program.insts;
+        let Inst::RoundShr(product, shift @ 1..=31) = insts[i] else { return None };
+        let Inst::Mul(a, b) = insts[product as usize] else { return None };
+        let narrow =
+            |r: Reg| meet(self.intervals[r as usize], (I16.0.into(), I16.1.into())) == self.intervals[r as usize];
+        let multiplier = |r: Reg| match insts[r as usize] {
+            Inst::Load(n) if self.spec.program.inputs[n as usize].elem == Elem::I32 => self.row_of(n as usize),
+            _ => None,
+        };
+        let (x, row) = match (multiplier(a), multiplier(b)) {
+            (_, Some(row)) => (a, row),
+            (Some(row), _) => (b, row),
+            _ => return None,
+        };
+        let is_stored = i + 1 == insts.len() && self.spec.program.output == Elem::I16;
+        let alone = insts.iter().filter(|u| u.operands().contains(&product)).count() == 1;
+        let fits = narrow(a) && narrow(b) && alone && (is_stored || narrow(i as Reg));
+        (fits && self.group.columns.is_multiple_of(HALVES)).then_some(LongProduct { x: x as usize, row, shift })
+    }
+
+    /// Where the elements of an input that walks with columns lie.
+    fn row_of(&self, n: usize) -> Option<(AsmRegister64, i64)> {
+        match self.group.inputs[n] {
+            Feed::Row(base, disp) | Feed::Padded(base, disp) => Some((base, disp)),
+            _ => None,
+        }
+    }
+
+    /// Emits a product of that kind on the halves of register `x`.
+    fn multiply_long(&mut self, x: u8, product: &LongProduct, half: usize) -> Assembled<Vector> {
+        let (zero, held) = self.pin_or_load(Pin::Dword(0))?;
+        let words = [self.take()?, self.take()?];
+        self.asm.c.vpunpcklwd(z(words[0]), z(x), z(zero))?;
+        self.asm.c.vpunpckhwd(z(words[1]), z(x), z(zero))?;
+        self.free.extend(held);
+        let (base, disp) = product.row;
+        for (v, &n) in words.iter().enumerate() {
+            let multipliers = self.pin_or_memory(Pin::Words(base, disp + 64 * (2 * half + v) as i64));
+            op!(self.asm, vpmaddwd, z(n), z(n), multipliers)?;
+            let rounding = self.pin_or_memory(Pin::Dword(1 << (product.shift - 1)));
+            op!(self.asm, vpaddd, z(n), z(n), rounding)?;
+            self.asm.c.vpsrad(z(n), z(n), product.shift)?;
+        }
+        self.asm.c.vpackssdw(z(words[0]), z(words[0]), z(words[1]))?;
+        self.free.push(words[1]);
+        Ok(Vector { n: words[0], temporary: true })
     }
 
     /// Whether a value is a sum of two values of 16 bits that nothing reads before it is saturated: one instruction.
@@ -167,8 +222,12 @@ impl Code<'_, '_> {
                 held.pass_on(i, operands[0], tail.uses[i]);
                 continue;
             }
-            let value = match inst {
-                Inst::Load(n) => self.load_halves(n as usize, half)?,
+            let value = match (inst, self.long_product(i)) {
+                (Inst::Load(n), _) => self.load_halves(n as usize, half)?,
+                (_, Some(product)) => {
+                    let x = held.value(product.x).ok_or(Fault::Registers)?.n;
+                    self.multiply_long(x, &product, half)?
+                }
                 _ => {
                     let to = self.take()?;
                     self.half_inst(i, &operands, &held, to)?;
@@ -311,6 +370,14 @@ impl Code<'_, '_> {
         let (n, held) = self.pin_or_load(pin)?;
         Ok(Vector { n, temporary: held.is_some() })
     }
+}
+
+/// See [`Code::long_product`].
+struct LongProduct {
+    x: usize,
+    /// Where the multipliers lie.
+    row: (AsmRegister64, i64),
+    shift: u32,
 }
 
 /// The values of a tail in registers.
