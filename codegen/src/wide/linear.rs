@@ -18,7 +18,7 @@
 //! the parts of the divisors, z20-z23 weights and then reciprocals, z24 parts of counts; constants and what passes from z25 on.
 
 use cranelift_codegen::ir::Value;
-use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, rax, rbx, rcx, rdi, rdx, rsi};
+use iced_x86::code_asm::registers::gpr64::{r8, r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rcx, rdi, rdx, rsi};
 use iced_x86::code_asm::registers::{gpr8, gpr32};
 use iced_x86::code_asm::{AsmMemoryOperand, dword_bcst, dword_ptr, qword_ptr, xmmword_ptr, ymmword_ptr, zmmword_ptr};
 use vitc_ir::Elem;
@@ -83,6 +83,8 @@ enum Slot {
     Weights,
     Parts,
     Row,
+    /// Sums of two blocks of rows.
+    Held,
     Q,
     K,
     V,
@@ -140,7 +142,7 @@ impl WideLinear {
         self.of.columns[0].div_ceil(2)
     }
 
-    fn scratch_parts(&self) -> [usize; 8] {
+    fn scratch_parts(&self) -> [usize; 9] {
         let ([d, e], fours, steps) = (self.widths(), self.fours(), self.steps());
         let counts = d * 4;
         [
@@ -152,6 +154,7 @@ impl WideLinear {
             steps * e * 4,
             steps * PARTS,
             ROWS * ROW_BYTES,
+            2 * ROWS * self.held_bytes(),
         ]
         .map(|bytes| bytes.next_multiple_of(64))
     }
@@ -437,43 +440,98 @@ impl WideLinear {
         })
     }
 
-    /// Rows of q: r8 q, r9 out, r10 blocks of rows left, r11 rows as words, r12 weights, r13 parts of counts, r14 the numerator.
+    /// Rows of q, block by block; the results of a block follow the products of the next, which hide how long its divisions take. r8 q,
+    /// r9 out, r10 blocks left, r11 rows as words, r12 weights, r13 parts of counts, r14 the numerator; sums of the block at hand at rbx, of
+    /// the one before at rbp.
     fn rows(&self, asm: &mut Asm) -> Assembled {
-        // What is left of the shift, and half of what it divides by.
-        asm.c.mov(rax, u64::from(self.of.shift))?;
-        asm.c.sub(rax, rcx)?;
-        asm.c.vpbroadcastq(z(SHIFT), rax)?;
-        asm.c.lea(rcx, at(rax, -1))?;
-        asm.c.mov(rax, 1u64)?;
-        asm.c.shl(rax, gpr8::cl)?;
-        asm.c.vpbroadcastq(z(HALF), rax)?;
-        let from = [(r8, Slot::Q), (r9, Slot::Out), (r11, Slot::Row), (r12, Slot::Weights), (r13, Slot::Parts)];
+        self.last_shift(asm)?;
+        let from = [
+            (r8, Slot::Q),
+            (r9, Slot::Out),
+            (r11, Slot::Row),
+            (r12, Slot::Weights),
+            (r13, Slot::Parts),
+            (rbx, Slot::Held),
+        ];
         for (register, s) in from {
             asm.c.mov(register, slot(s))?;
         }
+        asm.c.lea(rbp, at(rbx, (ROWS * self.held_bytes()) as i64))?;
         asm.c.mov(r14, self.of.numerator)?;
         // The upper registers as short vectors.
         asm.c.set_prefer_vex(false);
         let (blocks, rest) = (self.of.tokens[0] / ROWS, self.of.tokens[0] % ROWS);
         if blocks > 0 {
-            asm.c.mov(r10, blocks as u64)?;
-            asm.repeat(r10, |asm| self.block(asm, ROWS))?;
+            self.sums_of_block(asm, ROWS)?;
+        }
+        if blocks > 1 {
+            asm.c.mov(r10, blocks as u64 - 1)?;
+            asm.repeat(r10, |asm| {
+                self.sums_of_block(asm, ROWS)?;
+                self.results_of_block(asm, ROWS)
+            })?;
         }
         if rest > 0 {
-            self.block(asm, rest)?;
+            self.sums_of_block(asm, rest)?;
         }
+        if blocks > 0 && rest > 0 {
+            self.results_of_block(asm, ROWS)?;
+        }
+        asm.c.xchg(rbx, rbp)?;
+        self.results_of_block(asm, if rest > 0 { rest } else { ROWS })?;
         asm.c.set_prefer_vex(true);
         Ok(())
     }
 
-    fn block(&self, asm: &mut Asm, rows: usize) -> Assembled {
+    /// What is left of the shift, of rcx halvings, and half of what it divides by, with the zero point where it has room beside it.
+    fn last_shift(&self, asm: &mut Asm) -> Assembled {
+        asm.c.mov(rax, u64::from(self.of.shift))?;
+        asm.c.sub(rax, rcx)?;
+        asm.c.mov(rcx, rax)?;
+        asm.c.vpbroadcastq(z(SHIFT), rax)?;
+        asm.c.mov(rdx, 1u64)?;
+        asm.c.shl(rdx, gpr8::cl)?;
+        asm.c.shr(rdx, 1)?;
+        if self.joins_zero_point() {
+            asm.c.mov(rax, self.of.zero_point)?;
+            asm.c.shl(rax, gpr8::cl)?;
+            asm.c.add(rdx, rax)?;
+        }
+        Ok(asm.c.vpbroadcastq(z(HALF), rdx)?)
+    }
+
+    /// Whether the zero point can be added before the shift: products are below 2^62.
+    fn joins_zero_point(&self) -> bool {
+        self.of.shift <= 53 && self.of.zero_point.abs() <= 255
+    }
+
+    /// Bytes of what is held of a row: its sums and the parts of its divisor.
+    fn held_bytes(&self) -> usize {
+        64 * self.vectors() + PARTS
+    }
+
+    /// Sums and divisors of so many rows at rbx, which trades places with rbp.
+    fn sums_of_block(&self, asm: &mut Asm, rows: usize) -> Assembled {
         (0..rows).try_for_each(|row| self.widen(asm, row))?;
         self.products(asm, rows)?;
+        let vectors = self.vectors();
+        for row in 0..rows {
+            let to = row * self.held_bytes();
+            for v in 0..vectors {
+                asm.c.vmovdqu32(zmmword_ptr(at(rbx, (to + 64 * v) as i64)), z((row * vectors + v) as u8))?;
+            }
+            asm.c.vmovdqu32(xmmword_ptr(at(rbx, (to + 64 * vectors) as i64)), x(DIVISOR + row as u8))?;
+        }
+        asm.advance(r8, rows as i64 * self.of.sides[0].row_stride())?;
+        Ok(asm.c.xchg(rbx, rbp)?)
+    }
+
+    /// Results of so many rows whose sums are at rbx, where the block before has left them.
+    fn results_of_block(&self, asm: &mut Asm, rows: usize) -> Assembled {
         for row in 0..rows {
             self.reciprocal(asm, row)?;
             (0..self.of.columns[1]).step_by(8).try_for_each(|first| self.results(asm, row, first))?;
         }
-        asm.advance(r8, rows as i64 * self.of.sides[0].row_stride())?;
         asm.advance(r9, rows as i64 * self.of.sides[3].row_stride())
     }
 
@@ -523,9 +581,9 @@ impl WideLinear {
     }
 
     fn reciprocal(&self, asm: &mut Asm, row: usize) -> Assembled {
-        asm.c.vmovq(rax, x(DIVISOR + row as u8))?;
-        asm.c.mov(gpr32::esi, gpr32::eax)?;
-        asm.c.shr(rax, 32)?;
+        let divisor = (row * self.held_bytes() + 64 * self.vectors()) as i64;
+        asm.c.mov(gpr32::esi, dword_ptr(at(rbx, divisor)))?;
+        asm.c.mov(gpr32::eax, dword_ptr(at(rbx, divisor + 4)))?;
         asm.c.shl(rax, LOW_BITS)?;
         asm.c.add(rsi, rax)?;
         if self.of.epsilon == 0 {
@@ -546,20 +604,16 @@ impl WideLinear {
 
     /// Eight columns of a row, fewer at its end.
     fn results(&self, asm: &mut Asm, row: usize, first: usize) -> Assembled {
-        let (vector, upper) = ((row * self.vectors() + first / LANES) as u8, !first.is_multiple_of(LANES));
+        let sums = (row * self.held_bytes() + 4 * first) as i64;
         let part = self.of.columns[1] - first < 8;
         let wide = z(RESULT);
-        match upper {
-            true => {
-                asm.c.vextracti64x4(y(RESULT), z(vector), 1)?;
-                asm.c.vpmovsxdq(wide, y(RESULT))?;
-            }
-            false => asm.c.vpmovsxdq(wide, y(vector))?,
-        }
+        asm.c.vpmovsxdq(wide, ymmword_ptr(at(rbx, sums)))?;
         asm.c.vpmullq(wide, wide, z(RECIPROCAL + row as u8))?;
         asm.c.vpaddq(wide, wide, z(HALF))?;
         asm.c.vpsravq(wide, wide, z(SHIFT))?;
-        asm.c.vpaddq(wide, wide, z(ZERO_POINT))?;
+        if !self.joins_zero_point() {
+            asm.c.vpaddq(wide, wide, z(ZERO_POINT))?;
+        }
         let out = &self.of.sides[3];
         let at = at(r9, row as i64 * out.row_stride() + (first * out.elem.bytes()) as i64);
         let masked = |m: AsmMemoryOperand| if part { m.k2() } else { m };
