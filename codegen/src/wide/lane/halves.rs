@@ -253,6 +253,9 @@ impl Code<'_, '_> {
     /// Whether an instruction leaves its operand as it is: a clamp to what it is within, or one that a saturating sum does.
     fn passes_on(&self, i: usize, operands: &[usize], tail: &Tail) -> bool {
         let insts = &self.spec.program.insts;
+        if i + 1 == insts.len() && operands.iter().any(|&r| self.joined_zero_point(r).is_some()) {
+            return true;
+        }
         let Inst::Clamp(_, lo, hi) = insts[i] else { return false };
         let (least, most) = self.saturated(operands[0]);
         let summed = || {
@@ -274,6 +277,18 @@ impl Code<'_, '_> {
         };
         let Inst::Clamp(_, lo, hi) = insts[clamp] else { return None };
         (c >= 0 && hi + c == I16.1 && lo + c >= I16.0).then_some((clamp, c, lo + c))
+    }
+
+    /// Of a rounding shift whose result gets a zero point and is then saturated to bytes: the zero point. Both can be added before the
+    /// shift, as what saturates there does so in a byte as well.
+    fn joined_zero_point(&self, i: usize) -> Option<i64> {
+        let insts = &self.spec.program.insts;
+        let (Inst::RoundShr(_, shift), Inst::Add(a, b)) = (insts[i], *insts.last()?) else { return None };
+        let Inst::Const(c, _) = insts[b as usize] else { return None };
+        let alone = insts.iter().filter(|u| u.operands().contains(&(i as Reg))).count() == 1;
+        let (_, most) = self.spec.program.output.range()?;
+        let joined = shift <= 15 && c >= 0 && rounding_sum(c, shift) <= I16.1 && most <= 255 && I16.1 >> shift >= most;
+        (a as usize == i && alone && joined).then_some(c)
     }
 
     /// The interval of a value once it is saturated to 16 bits.
@@ -302,6 +317,12 @@ impl Code<'_, '_> {
             Inst::Min(..) => op!(self.asm, vpminsw, to, x, y)?,
             Inst::Max(..) => op!(self.asm, vpmaxsw, to, x, y)?,
             Inst::MulHigh15(..) => op!(self.asm, vpmulhrsw, to, x, y)?,
+            Inst::RoundShr(_, s) if self.joined_zero_point(i).is_some() => {
+                let sum = rounding_sum(self.joined_zero_point(i).unwrap_or(0), s);
+                let sum = self.pin_or_memory(Pin::Half(sum));
+                op!(self.asm, vpaddsw, to, x, sum)?;
+                self.asm.c.vpsraw(to, to, s)?;
+            }
             Inst::RoundShr(_, s) => {
                 let power = self.pin_or_memory(Pin::Half(1 << (15 - s)));
                 op!(self.asm, vpmulhrsw, to, x, power)?;
@@ -370,6 +391,11 @@ impl Code<'_, '_> {
         let (n, held) = self.pin_or_load(pin)?;
         Ok(Vector { n, temporary: held.is_some() })
     }
+}
+
+/// What is added before a rounding shift for a constant to be added after it.
+fn rounding_sum(c: i64, shift: u32) -> i64 {
+    (c << shift) + (1 << (shift - 1))
 }
 
 /// See [`Code::long_product`].
