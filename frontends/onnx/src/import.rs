@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use vitc_ir::graph::Value;
-use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Module, Op, Quant, Shape, Stage, TensorType, ValueId};
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Elem, Module, Op, Quant, Shape, Stage, TensorType, ValueId};
 
 use crate::call::{Call, SMALL};
 use crate::computed::Computed;
@@ -268,18 +268,20 @@ impl<'a> Importer<'a> {
     fn input_type(&self, input: &proto::ValueInfo) -> Fallible<TensorType> {
         let tensor = input.ty.as_ref().and_then(|t| t.tensor.as_ref());
         let tensor = tensor.ok_or_else(|| unsupported("only tensors can be inputs"))?;
-        if !tensor::is_float(tensor.elem_type) {
+        let is_bytes = tensor.elem_type == dtype::UINT8;
+        if !tensor::is_float(tensor.elem_type) && !is_bytes {
             let name = dtype::name(tensor.elem_type);
-            return Err(
-                unsupported(format!("the element type is {name}")).help("export the model with a float32 input")
-            );
+            return Err(unsupported(format!("the element type is {name}"))
+                .help("export the model with a float32 input, or with uint8 pixels that the graph casts to floats"));
         }
         let shape = tensor.shape.as_ref().ok_or_else(|| unsupported("the shape is not declared"))?;
         let dims =
             shape.dim.iter().enumerate().map(|(axis, d)| self.input_dim(axis, d)).collect::<Fallible<Vec<_>>>()?;
         let shape = Shape(dims);
         self.check_shape(&shape)?;
-        Ok(TensorType::f32(shape))
+        // what a byte stands for is itself, until the graph says otherwise
+        let bytes = |shape| TensorType::new(Elem::U8, shape).with_quant(Quant::per_tensor(1.0, 0));
+        Ok(if is_bytes { bytes(shape) } else { TensorType::f32(shape) })
     }
 
     fn input_dim(&self, axis: usize, dim: &proto::Dimension) -> Fallible<Dim> {

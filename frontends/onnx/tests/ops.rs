@@ -757,3 +757,31 @@ fn opsets_domains_and_types_outside_are_refused_with_advice() {
     let error = import_bytes(text.bytes(), None, &Options::default()).unwrap_err();
     assert!(error.to_string().contains("the element type is string"), "{error}");
 }
+
+/// Pixels come as bytes, are moved as such and become floats; integers of other kinds are refused with advice.
+#[test]
+fn bytes_that_the_graph_casts() {
+    use vitc_ir::eval::{self, Data, Tensor};
+    let model = |elem: i32, to: i64| {
+        let mut build = Build::new(17).ints("perm", &[4], &[0, 3, 1, 2]);
+        build.graph().input.push(common::info("x", elem, &[D::Named("n"), D::Is(1), D::Is(2), D::Is(3)]));
+        build
+            .node("Transpose", &["x"], &["t"], vec![int_list("perm", &[0, 3, 1, 2])])
+            .node("Cast", &["t"], &["y"], vec![int("to", to)])
+            .output("y")
+    };
+    let module = import_bytes(model(2, 1).bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![1, 1, 2, 3], data: Data::U8(vec![0, 50, 255, 1, 2, 3]) };
+    let y = eval::run(&module, &[x]).unwrap();
+    assert_eq!(
+        (y[0].shape.as_slice(), y[0].as_f32().unwrap()),
+        (&[1, 3, 1, 2][..], &[0.0, 1.0, 50.0, 2.0, 255.0, 3.0][..])
+    );
+    for (elem, to, word) in [(6, 1, "int32"), (3, 1, "int8"), (2, 3, "a cast of computed integers")] {
+        let Err(ImportError::Unsupported(found)) = import_bytes(model(elem, to).bytes(), None, &Options::default())
+        else {
+            panic!("type {elem} to {to}")
+        };
+        assert!(found.0.iter().any(|d| d.message.contains(word) && d.help.is_some()), "{found}");
+    }
+}

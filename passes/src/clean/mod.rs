@@ -16,6 +16,9 @@
 
 pub(crate) mod affine;
 pub(crate) mod draft;
+mod entrance;
+#[cfg(test)]
+mod entrance_tests;
 pub(crate) mod fold;
 mod function;
 pub(crate) mod given;
@@ -36,6 +39,7 @@ use crate::shape::{firing_limit, movement};
 use draft::{Draft, Rule};
 
 pub use draft::Fired;
+pub use entrance::{Counts, counts_in};
 
 /// The normalisation of images before the model: `(pixel/255 - mean)/std` for each channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +48,8 @@ pub struct Pixels {
     pub mean: Vec<f32>,
     /// Standard deviation of each channel.
     pub std: Vec<f32>,
+    /// The dimension of the input that channels run along: 1, or 3 where they come last.
+    pub axis: usize,
 }
 
 /// What the clean room is told.
