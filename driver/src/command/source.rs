@@ -342,6 +342,9 @@ impl CompileFlags {
 
     /// The compiler that these flags ask for, for a model whose preprocessing defaults follow `module`'s input.
     pub fn compiler(&self, module: &Module, global: Global) -> Result<Compiler> {
+        if let Some(ranks) = module.meta.get("onnx.ranks") {
+            super::note(global, &format!("the artifact does not rank: what ranks numbers is no output: {ranks}"));
+        }
         let mut compiler = Compiler::new()
             .observer(self.observer)
             .weights(widths(&self.weight_bits))

@@ -17,6 +17,7 @@ use crate::limits::Limits;
 use crate::ops::counted::Counted;
 use crate::problem::{Fallible, Kind, Problem, invalid, unsupported};
 use crate::proto::{self, dtype};
+use crate::ranks::{self, Ranks};
 use crate::{Options, ops, tensor};
 
 /// First and last opset of the default domain that import reads.
@@ -44,6 +45,8 @@ pub(crate) struct Slot<'a> {
     pub dynamic: bool,
     /// It says where this value, the result of a softmax, is not a number.
     pub nan_of: Option<ValueId>,
+    /// It says which numbers come first.
+    pub ranks: Option<Ranks<'a>>,
 }
 
 /// Known content that broadcasts to a shape with the batch, such as a mask of keys.
@@ -96,6 +99,8 @@ pub(crate) struct Importer<'a> {
     /// Names that a node or the graph's outputs use.
     pub(crate) used: HashSet<&'a str>,
     pub(crate) external: External,
+    /// Outputs of the model that are values, by name.
+    pub(crate) given: Vec<(&'a str, ValueId)>,
     names: HashSet<String>,
     number: usize,
     materialised: HashMap<*const proto::Tensor, ValueId>,
@@ -125,6 +130,7 @@ pub(crate) fn import(
         slots: HashMap::new(),
         used: used_names(graph),
         external: External::new(base, &options.limits, options.read_into_memory),
+        given: Vec::new(),
         names: HashSet::new(),
         number: 0,
         materialised: HashMap::new(),
@@ -137,7 +143,8 @@ pub(crate) fn import(
     importer.declare_inputs(graph);
     importer.walk(graph);
     importer.declare_outputs(graph);
-    if importer.problems.is_empty() && importer.module.outputs.len() != graph.output.len() {
+    let unknown = |o: &proto::ValueInfo| importer.slots.get(o.name.as_str()).is_none_or(|slot| slot.unknown);
+    if importer.problems.is_empty() && graph.output.iter().any(unknown) {
         importer.problems.add(unsupported("an output could not be computed"), "the file", "");
     }
     if importer.problems.is_empty() { Ok(importer.module) } else { Err(importer.problems.finish()) }
@@ -361,7 +368,8 @@ impl<'a> Importer<'a> {
 
     /// Runs the handler of a node; `Err(None)` when an operand is unknown because of an earlier problem.
     fn run(&mut self, node: &'a proto::Node, place: &str) -> Result<Vec<Option<Slot<'a>>>, Option<Problem>> {
-        let handler = ops::handler(&node.domain, &node.op_type).map_err(Some)?;
+        let handler = ops::handler(&node.domain, &node.op_type);
+        let handler = if ranks::is_ranking(node) { None } else { Some(handler.map_err(Some)?) };
         for name in node.input.iter().filter(|n| !n.is_empty()) {
             match self.slots.get(name.as_str()) {
                 None => return Err(Some(invalid(format!("the operand `{}` is not defined before", shorten(name))))),
@@ -369,6 +377,13 @@ impl<'a> Importer<'a> {
                 Some(_) => {}
             }
         }
+        if let Some(ranked) = ranks::step(self, node) {
+            return ranked.map_err(Some);
+        }
+        let handler = match handler {
+            Some(handler) => handler,
+            None => ops::handler(&node.domain, &node.op_type).map_err(Some)?,
+        };
         let mut call = Call::new(self, node, Arc::from(place));
         handler(&mut call).map_err(Some)?;
         Ok(call.outputs)
@@ -407,6 +422,8 @@ impl<'a> Importer<'a> {
         if graph.output.is_empty() {
             self.problems.add(invalid("the graph has no output"), "the file", "");
         }
+        let value = |o: &'a proto::ValueInfo| Some((o.name.as_str(), self.slots.get(o.name.as_str())?.value?));
+        self.given = graph.output.iter().filter_map(value).collect();
         for output in &graph.output {
             let place = format!("output {}", shorten(&output.name));
             match self.slots.get(output.name.as_str()) {
@@ -422,7 +439,13 @@ impl<'a> Importer<'a> {
     }
 
     fn declare_output(&mut self, name: &'a str) -> Fallible<()> {
-        let value = self.materialise(name)?;
+        let (name, value) = match self.slots.get(name).and_then(|slot| slot.ranks.clone()) {
+            None => (name, self.materialise(name)?),
+            Some(ranks) => match ranks::output(self, name, &ranks) {
+                Some(numbers) => numbers,
+                None => return Ok(()),
+            },
+        };
         let shape = &self.module.ty(value).shape;
         if self.rebatch && shape.0.first() != Some(&Dim::N) {
             return Err(unsupported(format!("with a free batch its shape is [{shape}], which does not start with N")));
