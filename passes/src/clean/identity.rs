@@ -90,3 +90,40 @@ pub(crate) fn drop_expand(d: &mut Draft, n: usize) -> Option<ValueId> {
 pub(crate) fn is_broadcasting(op: &Op) -> bool {
     matches!(op, Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {})
 }
+
+/// `reshape(mean(x))` that puts back the dimensions of the mean to a mean that keeps them; likewise of sums and maxima.
+pub(crate) fn keep_dimension(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Reshape { shape }, &[reduced]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (op, &[x]) = d.op_of(reduced)? else { return None };
+    let kept = match op.clone() {
+        Op::ReduceMean { axes, keep: false } => Op::ReduceMean { axes, keep: true },
+        Op::ReduceSum { axes, keep: false } => Op::ReduceSum { axes, keep: true },
+        Op::ReduceMax { axes, keep: false } => Op::ReduceMax { axes, keep: true },
+        _ => return None,
+    };
+    let (Op::ReduceMean { axes, .. } | Op::ReduceSum { axes, .. } | Op::ReduceMax { axes, .. }) = &kept else {
+        return None;
+    };
+    let mut dims = d.shape(x).0.clone();
+    axes.iter().for_each(|&axis| dims[axis] = vitc_ir::Dim::fixed(1));
+    if dims != shape.0 || !d.used_once(reduced) {
+        return None;
+    }
+    let loc = d.join_locs(d.def(reduced).into_iter().chain([n]));
+    d.push(kept, &[x], loc)
+}
+
+/// `sum(x) * (1/n)` over `n` elements to `mean(x)`.
+pub(crate) fn mean_of_sum(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Mul {}, &[sum, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (Op::ReduceSum { axes, keep }, &[x]) = d.op_of(sum)? else { return None };
+    let (axes, keep) = (axes.clone(), *keep);
+    let count = axes.iter().try_fold(1, |all, &axis| Some(all * d.shape(x).0[axis].as_fixed()?))?;
+    // as close to it as floats are
+    let is_share = (d.scalar(c)? * count as f64 - 1.0).abs() < 1e-6;
+    if !is_share || d.shape(sum) != d.shape(d.node(n).result) || !d.used_once(sum) {
+        return None;
+    }
+    let loc = d.join_locs(d.def(sum).into_iter().chain([n]));
+    d.push(Op::ReduceMean { axes, keep }, &[x], loc)
+}

@@ -25,9 +25,12 @@ pub(crate) mod given;
 mod identity;
 mod layernorm;
 mod linear_attention;
+#[cfg(test)]
+mod norm_tests;
 mod pixels;
 mod rows;
 pub(crate) mod slices;
+mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -68,8 +71,9 @@ pub struct Cleaned {
     pub fired: Fired,
 }
 
-/// Rules that fold, simplify and recover; order decides which is tried first on a node.
-const RECOVER: &[(&str, Rule)] = &[
+/// Rules that fold and simplify; order decides which is tried first on a node. They come before recovery, or a chain would be
+/// recognised in part: the root mean square of what a mean in another spelling was taken off.
+const SIMPLIFY: &[(&str, Rule)] = &[
     ("fold-constants", fold::fold_constants),
     ("drop-requantize", given::drop_requantize),
     ("sink-dequantize", given::sink_dequantize),
@@ -80,7 +84,15 @@ const RECOVER: &[(&str, Rule)] = &[
     ("subtract-constant", identity::subtract_constant),
     ("reciprocal-product", identity::reciprocal_product),
     ("drop-expand", identity::drop_expand),
+    ("keep-dimension", identity::keep_dimension),
+    ("mean-of-sum", identity::mean_of_sum),
+];
+
+/// Rules that recover ops from what was written out.
+const RECOVER: &[(&str, Rule)] = &[
     ("layernorm", layernorm::recover_layernorm),
+    ("affine-before-turn", layernorm::affine_before_turn),
+    ("softmax", softmax::recover_softmax),
     ("linear-attention", linear_attention::recover_linear_attention),
     ("function-by-value", function::recover_function),
 ];
@@ -107,11 +119,12 @@ pub fn run(module: &Module, options: &CleanOptions) -> Result<Cleaned, Diagnosti
     let mut fired = Fired::new();
     // Equal chains must be one before they are matched, so each round starts from a rebuilt module.
     let mut module = Draft::new(module.clone()).finish(Stage::Clean);
-    let recover = [RECOVER, movement::RULES].concat();
-    let all = [RECOVER, ABSORB, movement::RULES].concat();
+    let recover = [SIMPLIFY, RECOVER, movement::RULES].concat();
+    let all = [SIMPLIFY, RECOVER, ABSORB, movement::RULES].concat();
     loop {
         let before: usize = fired.values().sum();
         let mut draft = Draft::new(module.clone());
+        draft.saturate(SIMPLIFY, firing_limit(&module), &mut fired);
         draft.saturate(&recover, firing_limit(&module), &mut fired);
         draft.saturate(&all, firing_limit(&module), &mut fired);
         module = draft.finish(Stage::Clean);
