@@ -194,6 +194,25 @@ fn chain(d: &Draft, top: ValueId, bottom: ValueId, root: usize) -> Vec<usize> {
     nodes
 }
 
+/// `(x * gamma) / deviation(x)` to `(x / deviation(x)) * gamma`, likewise with a factor below: a norm whose gamma comes first.
+pub(crate) fn gamma_after_norm(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (op @ (Op::Div {} | Op::Mul {}), &[a, b]) = (d.node(n).op.clone(), &d.node(n).operands[..]) else {
+        return None;
+    };
+    let found = |d: &Draft, scaled: ValueId, below: ValueId| {
+        let (Op::Mul {}, &[x, gamma]) = d.op_of(scaled)? else { return None };
+        let is_quotient = matches!(op, Op::Div {});
+        let variance = if is_quotient { Variance::rooted(d, below) } else { Variance::under(d, below) }?;
+        let fits = d.is_const(gamma) && d.used_once(scaled) && variance.rows == Rows::of(d, x);
+        fits.then_some((scaled, x, gamma, below))
+    };
+    let commutes = matches!(op, Op::Mul {});
+    let (scaled, x, gamma, below) = found(d, a, b).or_else(|| if commutes { found(d, b, a) } else { None })?;
+    let (loc, gamma_loc) = (d.loc(n), d.def(scaled).and_then(|m| d.loc(m)));
+    let norm = d.push(op, &[x, below], loc)?;
+    d.push(Op::Mul {}, &[norm, gamma], gamma_loc)
+}
+
 /// `transpose(norm) * c` and `transpose(norm) + c` to `transpose(norm * c)`, for one number a channel of the norm: gamma and beta of
 /// one that is turned.
 pub(crate) fn affine_before_turn(d: &mut Draft, n: usize) -> Option<ValueId> {

@@ -91,6 +91,7 @@ const SIMPLIFY: &[(&str, Rule)] = &[
 /// Rules that recover ops from what was written out.
 const RECOVER: &[(&str, Rule)] = &[
     ("layernorm", layernorm::recover_layernorm),
+    ("gamma-after-norm", layernorm::gamma_after_norm),
     ("affine-before-turn", layernorm::affine_before_turn),
     ("softmax", softmax::recover_softmax),
     ("linear-attention", linear_attention::recover_linear_attention),

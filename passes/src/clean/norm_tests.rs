@@ -139,6 +139,29 @@ fn layernorms_are_one_op() {
     }
 }
 
+/// Gamma may come before the deviation is divided by, or multiplied with.
+#[test]
+fn gamma_may_come_first() {
+    for inverse in [false, true] {
+        let mut b = Build::new(46);
+        let x = b.input(&[5, 8]);
+        let (gamma, d) = (b.weights(&[8], 1.0), centred(&mut b, x, 2));
+        let top = b.mul(gamma, d);
+        let v = variance(&mut b, x);
+        let v = b.shift(v, 1e-3);
+        let v = sqrt(&mut b, v);
+        let y = match inverse {
+            true => {
+                let r = b.op(Op::Reciprocal {}, &[v]);
+                b.mul(r, top)
+            }
+            false => div(&mut b, top, v),
+        };
+        let m = clean(&b.done(y));
+        assert_eq!((count(&m, "layernorm"), m.nodes.len()), (1, 1), "{inverse}");
+    }
+}
+
 #[test]
 fn norms_of_vectors_are_rmsnorms() {
     let spellings: &[(&str, Spelling)] = &[

@@ -27,6 +27,7 @@ use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, ImageLayout, Module, No
 use crate::clean::draft::{Draft, Fired, Rule};
 use crate::clean::given;
 use crate::integerize::intervals::{self, Interval};
+use crate::shape::concats;
 use attention::Attention;
 use chain::{Chain, Epilogue};
 
@@ -75,7 +76,7 @@ fn around_movement(module: Module, fired: &mut Fired) -> Module {
     let mut draft = Draft::new(module);
     // what is moved on the way to an output is integers; the runtime makes numbers of them last
     let doors: &[(&str, Rule)] = &[("door-behind-movement", given::sink_dequantize)];
-    draft.saturate(&[clamps::RULES, rows::RULES, relu::RULES, doors].concat(), usize::MAX, &mut counts);
+    draft.saturate(&[clamps::RULES, rows::RULES, relu::RULES, concats::MERGE, doors].concat(), usize::MAX, &mut counts);
     if counts.is_empty() {
         return draft.into_module();
     }

@@ -1,5 +1,6 @@
 //! The second room: every type inferred again and checked, images with channels last, movement in normal form, dead code gone.
 
+pub(crate) mod concats;
 mod groups;
 mod images;
 mod maps;
@@ -17,7 +18,7 @@ use crate::clean::draft::{Draft, Fired};
 pub fn run(module: &Module) -> Result<Module, Diagnostics> {
     check_types(module)?;
     let mut draft = Draft::new(module.clone());
-    let rules = [images::RULES, maps::RULES, maxima::RULES, movement::RULES, windows::RULES].concat();
+    let rules = [concats::RULES, images::RULES, maps::RULES, maxima::RULES, movement::RULES, windows::RULES].concat();
     draft.saturate(&rules, firing_limit(module), &mut Fired::new());
     let settled = draft.finish(Stage::Shape);
     check_types(&settled)?;
