@@ -785,3 +785,28 @@ fn bytes_that_the_graph_casts() {
         assert!(found.0.iter().any(|d| d.message.contains(word) && d.help.is_some()), "{found}");
     }
 }
+
+/// A border of the lowest numbers around the largest of windows is padding, which no integers have to hold.
+#[test]
+fn a_border_of_lowest_numbers_is_padding_of_a_maximum() {
+    use vitc_ir::eval::{self, Data, Tensor};
+    let model = |border: f32| {
+        Build::new(17)
+            .input("x", &[D::Named("n"), D::Is(1), D::Is(3), D::Is(3)])
+            .ints("pads", &[8], &[0, 0, 0, 0, 0, 0, 1, 1])
+            .floats("low", &[], &[border])
+            .node("Pad", &["x", "pads", "low"], &["p"], vec![])
+            .node("MaxPool", &["p"], &["y"], vec![int_list("kernel_shape", &[2, 2]), int_list("strides", &[2, 2])])
+            .output("y")
+    };
+    for (border, pads) in [(f32::NEG_INFINITY, 0), (f32::MIN, 0), (0.0, 1)] {
+        let module = import_bytes(model(border).bytes(), None, &Options::default()).unwrap();
+        let values: Vec<f32> = (1..=9).map(|v| -(v as f32)).collect();
+        let y = eval::run(&module, &[Tensor { shape: vec![1, 1, 3, 3], data: Data::F32(values) }]).unwrap();
+        let wanted = if border < -1.0 { [-1.0, -3.0, -7.0, -9.0] } else { [-1.0, 0.0, 0.0, 0.0] };
+        assert_eq!(y[0].as_f32().unwrap(), wanted);
+        let read = |v| module.nodes.iter().any(|n| n.op.name() != "pad" && n.operands.contains(&v));
+        let padded = module.nodes.iter().filter(|n| n.op.name() == "pad" && read(n.result)).count();
+        assert_eq!(padded, pads, "{border}");
+    }
+}

@@ -57,6 +57,15 @@ pub(crate) fn subtract_constant(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(Op::Add {}, &[x, negated], d.loc(n))
 }
 
+/// `x^2` to `x*x`.
+pub(crate) fn square(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Pow {}, &[x, two]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    if d.uniform(two) != Some(2.0) || !same_shape(d, x, n) {
+        return None;
+    }
+    d.push(Op::Mul {}, &[x, x], d.loc(n))
+}
+
 /// `a*(1/b)` to `a/b`.
 pub(crate) fn reciprocal_product(d: &mut Draft, n: usize) -> Option<ValueId> {
     let node = d.node(n);

@@ -83,6 +83,7 @@ const SIMPLIFY: &[(&str, Rule)] = &[
     ("divide-by-constant", identity::divide_by_constant),
     ("subtract-constant", identity::subtract_constant),
     ("reciprocal-product", identity::reciprocal_product),
+    ("square", identity::square),
     ("drop-expand", identity::drop_expand),
     ("keep-dimension", identity::keep_dimension),
     ("mean-of-sum", identity::mean_of_sum),

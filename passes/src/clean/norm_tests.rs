@@ -304,3 +304,14 @@ fn a_least_value_is_no_relu() {
     let y = floor(&mut b, x, 1e-5);
     assert_eq!(count(&clean(&b.done(y)), "relu"), 0);
 }
+
+#[test]
+fn a_power_of_two_is_a_product() {
+    for (dims, exponent, products) in [(&[][..], 2.0, 1), (&[1, 1, 1], 2.0, 1), (&[], 3.0, 0)] {
+        let mut b = Build::new(47);
+        let x = b.input(&[5, 8]);
+        let two = b.values(dims, &[exponent]);
+        let y = b.op(Op::Pow {}, &[x, two]);
+        assert_eq!(count(&clean(&b.done(y)), "mul"), products);
+    }
+}
