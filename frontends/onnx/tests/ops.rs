@@ -810,3 +810,44 @@ fn a_border_of_lowest_numbers_is_padding_of_a_maximum() {
         assert_eq!(padded, pads, "{border}");
     }
 }
+
+/// A mask of nothing for each image of a dynamic batch, made of floats, as positions are counted from one.
+#[test]
+fn masks_made_of_floats_for_every_image() {
+    use vitc_ir::eval::{self, Data, Tensor};
+    let build = Build::new(17)
+        .input("x", &[D::Named("n"), D::Is(3)])
+        .ints("axis", &[1], &[1])
+        .node("Shape", &["x"], &["s"], vec![])
+        .node("ConstantOfShape", &["s"], &["zeros"], vec![])
+        .node("Cast", &["zeros"], &["masked"], vec![int("to", 9)])
+        .node("Not", &["masked"], &["kept"], vec![])
+        .node("Cast", &["kept"], &["ones"], vec![int("to", 1)])
+        .node("CumSum", &["ones", "axis"], &["count"], vec![])
+        .node("Add", &["x", "count"], &["y"], vec![])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![2, 3], data: Data::F32(vec![0.0, 0.0, 0.0, 10.0, 20.0, 30.0]) };
+    let y = eval::run(&module, &[x]).unwrap();
+    assert_eq!(y[0].as_f32().unwrap(), [1.0, 2.0, 3.0, 11.0, 22.0, 33.0]);
+}
+
+/// Pixels at constant places, the batch behind them.
+#[test]
+fn elements_before_the_batch_are_gathered() {
+    use vitc_ir::eval::{self, Data, Tensor};
+    let model = |perm: &[i64]| {
+        Build::new(17)
+            .input("x", &[D::Named("n"), D::Is(2), D::Is(3)])
+            .ints("at", &[2, 2], &[1, 0, 0, -1])
+            .node("Transpose", &["x"], &["t"], vec![int_list("perm", perm)])
+            .node("GatherND", &["t", "at"], &["g"], vec![])
+            .node("Transpose", &["g"], &["y"], vec![int_list("perm", &[1, 0])])
+            .output("y")
+    };
+    let module = import_bytes(model(&[1, 2, 0]).bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![2, 2, 3], data: Data::F32((0..12).map(|v| v as f32).collect()) };
+    assert_eq!(eval::run(&module, &[x]).unwrap()[0].as_f32().unwrap(), [3.0, 2.0, 9.0, 8.0]);
+    let error = import_bytes(model(&[0, 1, 2]).bytes(), None, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("elements of the batch are gathered"), "{error}");
+}

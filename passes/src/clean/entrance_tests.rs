@@ -136,3 +136,25 @@ fn what_an_input_counts_in() {
     };
     assert_eq!(of(&computed), Counts::Fractions);
 }
+
+/// Positions computed for every image are a constant; the batch comes back where it is asked for.
+#[test]
+fn what_is_computed_for_every_image_is_constant() {
+    let mut b = Build::new(34);
+    let x = b.input(&[4, 3]);
+    let ones = b.values(&[1, 1, 1], &[1.0]);
+    let ones = b.op(Op::Expand { shape: batched(&[4, 3]) }, &[ones]);
+    let steps = b.weights(&[3, 3], 1.0);
+    let positions = b.op(Op::MatMul {}, &[ones, steps]);
+    let waves = b.op(Op::Sin {}, &[positions]);
+    let flat = b.reshape(waves, &[12]);
+    let back = b.reshape(flat, &[4, 3]);
+    let y = b.add(x, back);
+    b.m.output("positions", flat);
+    let m = b.done(y);
+    let cleaned = run(&m, &CleanOptions::default()).unwrap().module;
+    vitc_ir::verify::verify(&cleaned).unwrap();
+    let x = inputs(&m, 2);
+    assert!(difference(&outputs(&m, &x), &outputs(&cleaned, &x)) < 1e-6);
+    assert_eq!((count(&cleaned, "add"), count(&cleaned, "expand"), cleaned.nodes.len()), (1, 1, 2));
+}

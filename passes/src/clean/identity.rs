@@ -100,26 +100,33 @@ pub(crate) fn is_broadcasting(op: &Op) -> bool {
     matches!(op, Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {})
 }
 
-/// `reshape(mean(x))` that puts back the dimensions of the mean to a mean that keeps them; likewise of sums and maxima.
+/// `reshape(mean(x))` that puts back the dimensions of the mean to a mean that keeps them; likewise of sums and maxima, and with a
+/// factor between.
 pub(crate) fn keep_dimension(d: &mut Draft, n: usize) -> Option<ValueId> {
-    let (Op::Reshape { shape }, &[reduced]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
-    let (op, &[x]) = d.op_of(reduced)? else { return None };
-    let kept = match op.clone() {
-        Op::ReduceMean { axes, keep: false } => Op::ReduceMean { axes, keep: true },
-        Op::ReduceSum { axes, keep: false } => Op::ReduceSum { axes, keep: true },
-        Op::ReduceMax { axes, keep: false } => Op::ReduceMax { axes, keep: true },
-        _ => return None,
+    let (Op::Reshape { shape }, &[moved]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (reduced, factor) = match d.op_of(moved)? {
+        (Op::Mul {}, &[v, c]) if d.scalar(c).is_some() && d.shape(v) == d.shape(moved) => (v, Some(c)),
+        _ => (moved, None),
     };
-    let (Op::ReduceMean { axes, .. } | Op::ReduceSum { axes, .. } | Op::ReduceMax { axes, .. }) = &kept else {
-        return None;
+    let (op, &[x]) = d.op_of(reduced)? else { return None };
+    let (kept, axes) = match op.clone() {
+        Op::ReduceMean { axes, keep: false } => (Op::ReduceMean { axes: axes.clone(), keep: true }, axes),
+        Op::ReduceSum { axes, keep: false } => (Op::ReduceSum { axes: axes.clone(), keep: true }, axes),
+        Op::ReduceMax { axes, keep: false } => (Op::ReduceMax { axes: axes.clone(), keep: true }, axes),
+        _ => return None,
     };
     let mut dims = d.shape(x).0.clone();
     axes.iter().for_each(|&axis| dims[axis] = vitc_ir::Dim::fixed(1));
-    if dims != shape.0 || !d.used_once(reduced) {
+    if dims != shape.0 || !d.used_once(reduced) || !d.used_once(moved) {
         return None;
     }
     let loc = d.join_locs(d.def(reduced).into_iter().chain([n]));
-    d.push(kept, &[x], loc)
+    let factor_loc = d.def(moved).and_then(|m| d.loc(m));
+    let kept = d.push(kept, &[x], loc)?;
+    match factor {
+        Some(c) => d.push(Op::Mul {}, &[kept, c], factor_loc),
+        None => Some(kept),
+    }
 }
 
 /// `sum(x) * (1/n)` over `n` elements to `mean(x)`.

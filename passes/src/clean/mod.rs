@@ -75,6 +75,7 @@ pub struct Cleaned {
 /// recognised in part: the root mean square of what a mean in another spelling was taken off.
 const SIMPLIFY: &[(&str, Rule)] = &[
     ("fold-constants", fold::fold_constants),
+    ("fold-repeated", fold::fold_repeated),
     ("drop-requantize", given::drop_requantize),
     ("sink-dequantize", given::sink_dequantize),
     ("hoist-quantize", given::hoist_quantize),

@@ -119,7 +119,9 @@ fn layernorms_are_one_op() {
             let m = back(b, x);
             let d = b.op(Op::Sub {}, &[x, m]);
             let square = b.mul(d, d);
-            let v = back(b, square);
+            let v = b.op(Op::ReduceSum { axes: vec![2], keep: false }, &[square]);
+            let v = b.scale(v, 1.0 / N);
+            let v = b.reshape(v, &[5, 1]);
             let v = b.shift(v, 1e-3);
             let v = sqrt(b, v);
             div(b, d, v)

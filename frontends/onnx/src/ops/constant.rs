@@ -100,11 +100,15 @@ fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
         return Err(problem.help("export the model in float32, without casts of activations"));
     }
     let kind = tensor::kind(to)?;
-    let x = call.content(0, "the operand")?;
+    let (x, _) = call.content_of_image(0, "the operand")?;
     call.room(x.data.len())?;
     let data = x.data.iter().map(|&v| convert(v, x.kind, kind)).collect::<Option<Vec<_>>>();
     let data = data.ok_or_else(|| unsupported("this cast of a value that depends on the batch"))?;
-    call.give_known(Known { kind, dims: x.dims.clone(), data });
+    let known = Known { kind, dims: x.dims.clone(), data };
+    match slot.repeated {
+        Some(repeated) => call.give_repeated(known, repeated.shape),
+        None => call.give_known(known),
+    }
     Ok(())
 }
 
