@@ -848,6 +848,18 @@ fn elements_before_the_batch_are_gathered() {
     let module = import_bytes(model(&[1, 2, 0]).bytes(), None, &Options::default()).unwrap();
     let x = Tensor { shape: vec![2, 2, 3], data: Data::F32((0..12).map(|v| v as f32).collect()) };
     assert_eq!(eval::run(&module, &[x]).unwrap()[0].as_f32().unwrap(), [3.0, 2.0, 9.0, 8.0]);
+    // one dimension is gathered, the batch between two others
+    let build = Build::new(17)
+        .input("x", &[D::Named("n"), D::Is(2), D::Is(3)])
+        .ints("at", &[2, 1], &[1, 0])
+        .node("Transpose", &["x"], &["t"], vec![int_list("perm", &[1, 0, 2])])
+        .node("GatherND", &["t", "at"], &["g"], vec![])
+        .node("Transpose", &["g"], &["y"], vec![int_list("perm", &[1, 0, 2])])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![2, 2, 3], data: Data::F32((0..12).map(|v| v as f32).collect()) };
+    let swapped = [3.0, 4.0, 5.0, 0.0, 1.0, 2.0, 9.0, 10.0, 11.0, 6.0, 7.0, 8.0];
+    assert_eq!(eval::run(&module, &[x]).unwrap()[0].as_f32().unwrap(), swapped);
     let error = import_bytes(model(&[0, 1, 2]).bytes(), None, &Options::default()).unwrap_err().to_string();
     assert!(error.contains("elements of the batch are gathered"), "{error}");
 }

@@ -84,11 +84,23 @@ fn gather_before_batch(call: &mut Call<'_, '_>) -> Fallible<()> {
     if positions.is_empty() {
         return Err(unsupported("the result is empty"));
     }
-    let of = |first: Vec<usize>| Shape(first.into_iter().map(Dim::fixed).chain(rest.iter().copied()).collect());
+    // with the batch in front, as the passes have everything
+    let at = rest.iter().position(|d| d.batch).ok_or_else(misfit)?;
+    let others = || (0..rest.len()).filter(|&i| i != at);
+    let front = [depth + at].into_iter().chain(0..depth).chain(others().map(|i| depth + i)).collect();
+    let of = |middle: &[usize]| {
+        let batch = rest.get(at).copied();
+        let others = others().filter_map(|i| rest.get(i).copied());
+        Shape(batch.into_iter().chain(middle.iter().copied().map(Dim::fixed)).chain(others).collect())
+    };
     let x = call.tensor(0)?;
-    let rows = call.reshape(x, of(vec![blocks]))?;
-    let chosen = call.push(Op::Gather { axis: 0, index: positions }, &[rows])?;
-    let value = call.reshape(chosen, of(outer.to_vec()))?;
+    let x = call.transpose(x, front)?;
+    let rows = call.reshape(x, of(&[blocks]))?;
+    let chosen = call.push(Op::Gather { axis: 1, index: positions }, &[rows])?;
+    let chosen = call.reshape(chosen, of(outer))?;
+    let behind = |i: usize| if i == at { 0 } else { outer.len() + i + usize::from(i < at) };
+    let back = (1..=outer.len()).chain((0..rest.len()).map(behind)).collect();
+    let value = call.transpose(chosen, back)?;
     call.give_value(value);
     Ok(())
 }
