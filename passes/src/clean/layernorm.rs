@@ -123,9 +123,7 @@ impl Variance {
     fn under(d: &Draft, v: ValueId) -> Option<Variance> {
         match d.op_of(v)? {
             (Op::Pow {}, &[x, half]) if d.scalar(half) == Some(-0.5) => Variance::of(d, x),
-            (Op::Reciprocal {}, &[x]) => Variance::rooted(d, x),
-            (Op::Div {}, &[one, x]) if d.scalar(one) == Some(1.0) => Variance::rooted(d, x),
-            _ => None,
+            _ => Variance::rooted(d, one_over(d, v)?),
         }
     }
 }
@@ -211,6 +209,49 @@ pub(crate) fn gamma_after_norm(d: &mut Draft, n: usize) -> Option<ValueId> {
     let (loc, gamma_loc) = (d.loc(n), d.def(scaled).and_then(|m| d.loc(m)));
     let norm = d.push(op, &[x, below], loc)?;
     d.push(Op::Mul {}, &[norm, gamma], gamma_loc)
+}
+
+/// `x * inv + (beta - mean(x) * inv)` with `inv = gamma / deviation(x)`, as Keras has it, to `(x - mean(x)) / deviation(x) * gamma + beta`.
+pub(crate) fn affine_by_inverse(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Add {}, &[a, b]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (x, m, inverse, beta) = inverse_of(d, a, b).or_else(|| inverse_of(d, b, a))?;
+    let (of, axis) = mean_of(d, m)?;
+    let (root, gamma) = match d.op_of(inverse)? {
+        (Op::Mul {}, &[one, gamma]) if d.is_const(gamma) => (one_over(d, one)?, Some(gamma)),
+        (Op::Div {}, &[gamma, root]) if d.is_const(gamma) => (root, Some(gamma)),
+        _ => (one_over(d, inverse)?, None),
+    };
+    let rows = Variance::rooted(d, root)?.rows;
+    if of != x || rows != (Rows { x, centred: Some(axis) }) {
+        return None;
+    }
+    let loc = d.loc(n);
+    let centred = d.push(Op::Sub {}, &[x, m], loc.clone())?;
+    let mut y = d.push(Op::Div {}, &[centred, root], d.def(root).and_then(|r| d.loc(r)))?;
+    if let Some(gamma) = gamma {
+        y = d.push(Op::Mul {}, &[y, gamma], d.def(inverse).and_then(|i| d.loc(i)))?;
+    }
+    d.push(Op::Add {}, &[y, beta], loc)
+}
+
+/// `x` of `1 / x`.
+fn one_over(d: &Draft, v: ValueId) -> Option<ValueId> {
+    match d.op_of(v)? {
+        (Op::Reciprocal {}, &[x]) => Some(x),
+        (Op::Div {}, &[one, x]) if d.scalar(one) == Some(1.0) => Some(x),
+        _ => None,
+    }
+}
+
+/// `(x, mean, inv, beta)` of `x * inv` and `beta - mean * inv`.
+fn inverse_of(d: &Draft, scaled: ValueId, offset: ValueId) -> Option<(ValueId, ValueId, ValueId, ValueId)> {
+    let (Op::Mul {}, &[p, q]) = d.op_of(scaled)? else { return None };
+    let (Op::Sub {}, &[beta, moved]) = d.op_of(offset)? else { return None };
+    let (Op::Mul {}, &[r, s]) = d.op_of(moved)? else { return None };
+    let pairs = [(p, q), (q, p)].into_iter().flat_map(|left| [(r, s), (s, r)].map(|right| (left, right)));
+    pairs.filter(|(left, right)| left.1 == right.1).find_map(|((x, inverse), (m, _))| {
+        mean_of(d, m).filter(|(y, _)| *y == x && d.is_const(beta)).map(|_| (x, m, inverse, beta))
+    })
 }
 
 /// `transpose(norm) * c` and `transpose(norm) + c` to `transpose(norm * c)`, for one number a channel of the norm: gamma and beta of

@@ -93,6 +93,7 @@ const SIMPLIFY: &[(&str, Rule)] = &[
 /// Rules that recover ops from what was written out.
 const RECOVER: &[(&str, Rule)] = &[
     ("layernorm", layernorm::recover_layernorm),
+    ("affine-by-inverse", layernorm::affine_by_inverse),
     ("gamma-after-norm", layernorm::gamma_after_norm),
     ("affine-before-turn", layernorm::affine_before_turn),
     ("softmax", softmax::recover_softmax),

@@ -164,6 +164,30 @@ fn gamma_may_come_first() {
     }
 }
 
+/// As Keras writes it, with and without gamma.
+#[test]
+fn an_affine_function_by_the_inverse() {
+    for (has_gamma, quotient) in [(false, false), (true, false), (true, true), (false, true)] {
+        let mut b = Build::new(48);
+        let x = b.input(&[5, 8]);
+        let m = mean(&mut b, x, 2);
+        let v = variance(&mut b, x);
+        let v = b.shift(v, 1e-3);
+        let v = sqrt(&mut b, v);
+        let one = b.scalar(1.0);
+        let mut inverse = if quotient { div(&mut b, one, v) } else { b.op(Op::Reciprocal {}, &[v]) };
+        let (gamma, beta) = (b.weights(&[8], 1.0), b.weights(&[8], 1.0));
+        if has_gamma {
+            inverse = b.mul(inverse, gamma);
+        }
+        let (scaled, moved) = (b.mul(x, inverse), b.mul(m, inverse));
+        let offset = b.op(Op::Sub {}, &[beta, moved]);
+        let y = b.add(scaled, offset);
+        let m = clean(&b.done(y));
+        assert_eq!((count(&m, "layernorm"), m.nodes.len()), (1, 1), "{has_gamma} {quotient}");
+    }
+}
+
 #[test]
 fn norms_of_vectors_are_rmsnorms() {
     let spellings: &[(&str, Spelling)] = &[
