@@ -120,8 +120,9 @@ fn squeeze_transpose(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(Op::Reshape { shape }, &[v], loc)
 }
 
-/// `transpose(reshape(x))` where the reshape merges dimensions, whatever else it does: the transpose goes first, in the dimensions
-/// that both sides of the reshape are made of. So heads that were merged with a batch behind the tokens are split off again.
+/// `transpose(reshape(x))` where the reshape merges dimensions: the transpose goes first, in the dimensions that both sides of the
+/// reshape are made of. Where the batch is not in front, the reshape may split others: so heads that were merged with a batch behind
+/// the tokens are split off again.
 /// Dimensions of one do not count, or this rule and `squeeze_transpose` would take turns for ever.
 fn transpose_above_reshape(d: &mut Draft, n: usize) -> Option<ValueId> {
     let Op::Transpose { perm } = &d.node(n).op else { return None };
@@ -129,7 +130,10 @@ fn transpose_above_reshape(d: &mut Draft, n: usize) -> Option<ValueId> {
     let Op::Reshape { shape: merged } = &d.node(inner).op else { return None };
     let x = d.node(inner).operands[0];
     let parts = parts(d.shape(x), merged)?;
-    if parts.len() <= merged.rank() {
+    // a split that the operand has not is worth it where the batch has to come to the front
+    let wide = || d.shape(x).0.iter().filter(|&&dim| dim != Dim::fixed(1));
+    let splits = parts.len() > wide().count();
+    if parts.len() <= merged.rank() || (splits && wide().next().is_some_and(|dim| dim.batch)) {
         return None;
     }
     let split = Shape(parts.iter().map(|part| part.dim).collect());
