@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vitc_ir::eval::{self, Data, Tensor};
-use vitc_ir::{Module, Stage};
+use vitc_ir::{Elem, Module, Stage};
 
 use crate::compiler::Compiler;
 use crate::io::image::{self, Preprocess};
@@ -34,7 +34,7 @@ impl Reference {
             anyhow::bail!("the reference has {} inputs; one image is wanted", module.inputs.len());
         };
         let (shape, wanted) = (&module.ty(input.value).shape, preprocess);
-        let image = vitc_ir::Shape::fixed(&[wanted.channels, wanted.crop.0, wanted.crop.1]);
+        let image = vitc_ir::Shape::fixed(&wanted.dims());
         ensure!(
             shape.rank() == 4 && shape.0[1..] == image.0,
             "the reference's input '{}' has shape [{shape}], the images have {image}",
@@ -45,9 +45,14 @@ impl Reference {
 
     /// The logits of one image given as pixels. A fixed batch is filled with copies.
     pub fn logits(&self, pixels: &[u8]) -> Result<Vec<f32>> {
-        let shape = self.module.ty(self.module.inputs[0].value).shape.at(1);
+        let ty = self.module.ty(self.module.inputs[0].value);
+        let shape = ty.shape.at(1);
         let images = shape[0];
-        let input = Tensor { shape, data: Data::F32(image::normalize(pixels, &self.preprocess).repeat(images)) };
+        let data = match ty.elem {
+            Elem::U8 => Data::U8(pixels.repeat(images)),
+            _ => Data::F32(image::normalize(pixels, &self.preprocess).repeat(images)),
+        };
+        let input = Tensor { shape, data };
         let outputs = eval::run(&self.module, &[input]).context("the float graph cannot be evaluated")?;
         match outputs.into_iter().next().map(|t| t.data) {
             Some(Data::F32(mut logits)) => {

@@ -8,7 +8,7 @@ use vitc_ir::{Diagnostic, Diagnostics, Elem, Module};
 use vitc_passes::quantize;
 
 use crate::error::Failure;
-use crate::io::image::{self, Preprocess};
+use crate::io::image::{self, Layout, Preprocess};
 use crate::io::labels::list_images;
 use crate::io::progress::Progress;
 use crate::walk::{WalkOptions, preprocess_of};
@@ -180,8 +180,10 @@ fn input_of(module: &Module, preprocess: Option<&Preprocess>, source: &Source) -
             Data::F32(repeat(image::normalize(&image::load_pixels(path, p)?, p), count)?)
         }
         (_, Source::File(_), None) => bail!("the model does not take images; its input is {ty}"),
-        (Elem::U8, Source::Noise(seed), _) => {
-            Data::U8(noise(*seed, &shape).into_iter().map(|v| (128.0 + 60.0 * v).clamp(0.0, 255.0) as u8).collect())
+        (Elem::U8, Source::Noise(seed), _) => Data::U8(noisy_pixels(*seed, &shape, preprocess)),
+        // where the graph normalises, what is around zero is no image
+        (Elem::F32, Source::Noise(seed), Some(p)) if p.mean.iter().all(|m| *m == 0.0) => {
+            Data::F32(image::normalize(&noisy_pixels(*seed, &shape, preprocess), p))
         }
         (Elem::F32, Source::Noise(seed), _) => Data::F32(noise(*seed, &shape)),
         (elem, ..) => bail!("cannot calibrate an input of {elem}"),
@@ -198,6 +200,19 @@ fn repeat<T: Copy>(image: Vec<T>, count: usize) -> Result<Vec<T>> {
         );
     }
     Ok(image.repeat(count / image.len()))
+}
+
+/// Noise as pixels, smooth in the two dimensions of the image.
+pub(crate) fn noisy_pixels(seed: u64, shape: &[usize], preprocess: Option<&Preprocess>) -> Vec<u8> {
+    let pixel = |v: f32| (128.0 + 60.0 * v).clamp(0.0, 255.0) as u8;
+    match (preprocess.map(|p| p.layout), shape) {
+        (Some(Layout::Interleaved), &[n, h, w, c]) => {
+            let planes = noise(seed, &[n, c, h, w]);
+            let at = |i: usize| planes[(i / (h * w * c) * c + i % c) * h * w + i / c % (h * w)];
+            (0..n * h * w * c).map(|i| pixel(at(i))).collect()
+        }
+        _ => noise(seed, shape).into_iter().map(pixel).collect(),
+    }
 }
 
 /// Smooth noise with a unit standard deviation or so: coarse blocks and a little per-pixel noise, as images have.

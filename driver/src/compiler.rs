@@ -46,7 +46,7 @@ impl Compiler {
         self
     }
 
-    /// How images become the model's input. The default is ImageNet's preprocessing at the model's input size.
+    /// How images become the model's input. The default is [`Preprocess::of_input`].
     pub fn preprocess(mut self, preprocess: Preprocess) -> Compiler {
         self.options.preprocess = Some(preprocess);
         self
@@ -165,22 +165,13 @@ impl Compiler {
     pub(crate) fn options_for(&self, module: &Module) -> Result<WalkOptions> {
         let mut options = self.options.clone();
         if options.preprocess.is_none() {
-            options.preprocess = default_preprocess(module);
+            options.preprocess = Preprocess::of_input(module);
         }
         if let Some(p) = &options.preprocess {
             p.validate().context("the preprocessing is not valid")?;
         }
         Ok(options)
     }
-}
-
-/// ImageNet's preprocessing at the size of a module's only input, when that input is an image.
-fn default_preprocess(module: &Module) -> Option<Preprocess> {
-    let [input] = module.inputs.as_slice() else { return None };
-    let dims = &module.ty(input.value).shape.0;
-    let [_, channels, height, width] = dims.as_slice() else { return None };
-    let (channels, height, width) = (channels.as_fixed()?, height.as_fixed()?, width.as_fixed()?);
-    matches!(channels, 1 | 3).then(|| Preprocess::for_input(height, width, channels))
 }
 
 impl Compiled {

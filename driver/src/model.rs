@@ -71,7 +71,7 @@ fn open_doors(module: &Module, inputs: &mut [InputSpec]) -> Result<()> {
             (Some(p), _) => Some(Quantize {
                 scale: p.std.iter().map(|s| 1.0 / (255.0 * f64::from(*s))).collect(),
                 offset: p.mean.iter().map(|m| 255.0 * f64::from(*m)).collect(),
-                axis: 1,
+                axis: p.layout.axis(),
             }),
             (None, Some(q)) => Some(Quantize {
                 scale: q.scale.iter().map(|s| s.0).collect(),
@@ -227,7 +227,7 @@ impl Model {
         self.emitted.float_instructions()
     }
 
-    /// Reads an image file as the recorded preprocessing says: u8 pixels, channels x height x width.
+    /// Reads an image file as the recorded preprocessing says: u8 pixels in the layout of the input.
     pub fn load_image(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         image::load_pixels(path.as_ref(), self.image_input()?)
     }
@@ -432,7 +432,7 @@ fn check_image_input(program: &Program, p: &Preprocess) -> Result<()> {
     let [input] = program.inputs() else {
         bail!("the model has preprocessing for images recorded, but {} inputs", program.inputs().len());
     };
-    let wanted = [p.channels, p.crop.0, p.crop.1];
+    let wanted = p.dims();
     ensure!(
         input.spec.dims.get(1..) == Some(wanted.as_slice()),
         "the recorded preprocessing yields images of {wanted:?}, the input '{}' has shape {}",

@@ -123,7 +123,8 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
     let unsupported = |d| anyhow::Error::from(Failure::Unsupported(d));
     match module.stage {
         Stage::Import => {
-            let pixels = options.preprocess.as_ref().map(|p| Pixels { mean: p.mean.clone(), std: p.std.clone() });
+            let pixels_of = |p: &Preprocess| Pixels { mean: p.mean.clone(), std: p.std.clone(), axis: p.layout.axis() };
+            let pixels = options.preprocess.as_ref().map(pixels_of);
             let cleaned = clean::run(&module, &CleanOptions { pixels }).map_err(unsupported)?;
             journal.cleaned = cleaned.fired.iter().map(|(rule, n)| (rule.to_string(), *n)).collect();
             let mut module = cleaned.module;

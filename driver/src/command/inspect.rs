@@ -148,8 +148,11 @@ fn of_onnx(path: &Path, deep: bool) -> Result<Facts> {
     Ok(facts)
 }
 
-/// Notes where the quantization of a quantized model comes from.
-fn quantization(module: &Module, record: &mut Record) {
+/// Notes where the quantization of a quantized model comes from, and which outputs the model has that the module has not.
+fn notes(module: &Module, record: &mut Record) {
+    if let Some(ranks) = module.meta.get("onnx.ranks") {
+        record.field("not_ranked", ranks.as_str());
+    }
     if let Some(counts) = quantize::counts_of(module) {
         record.field("quantization_given", counts.given).field("quantization_calibrated", counts.calibrated);
     }
@@ -161,7 +164,7 @@ fn beyond_import(path: &Path, deep: bool, record: &mut Record) -> Result<Diagnos
     let to = if deep { Stage::Plan } else { Stage::Shape };
     match compiler.advance(compiler.import(path)?, to) {
         Ok((module, _)) => {
-            quantization(&module, record);
+            notes(&module, record);
             Ok(Diagnostics::default())
         }
         Err(e) => match e.downcast::<Failure>()? {
@@ -184,7 +187,7 @@ fn of_module(path: &Path, kind: Kind) -> Result<Facts> {
         .field("content_hash", content_hash(&module)?);
     let preprocess = preprocess_of(&module)?.map_or("none".to_owned(), |p| p.to_string());
     facts.record.field("preprocessing", preprocess);
-    quantization(&module, &mut facts.record);
+    notes(&module, &mut facts.record);
     let ports = module.inputs.iter().map(|i| ("input", &i.name, i.value));
     for (direction, name, value) in ports.chain(module.outputs.iter().map(|o| ("output", &o.name, o.value))) {
         let ty = module.ty(value);

@@ -115,7 +115,8 @@ pub struct ImageFlags {
     /// Resampling filter, with antialias as in PIL.
     #[arg(long, value_enum)]
     pub filter: Option<Filter>,
-    /// Mean of each channel, of pixels scaled to 0..1.
+    /// Mean of each channel, of pixels scaled to 0..1. Where the graph normalises its input itself, the default is what it counts in:
+    /// fractions (mean 0, std 1) or pixels (mean 0, std 1/255).
     #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
     pub mean: Option<Vec<f32>>,
     /// Standard deviation of each channel.
@@ -341,6 +342,9 @@ impl CompileFlags {
 
     /// The compiler that these flags ask for, for a model whose preprocessing defaults follow `module`'s input.
     pub fn compiler(&self, module: &Module, global: Global) -> Result<Compiler> {
+        if let Some(ranks) = module.meta.get("onnx.ranks") {
+            super::note(global, &format!("the artifact does not rank: what ranks numbers is no output: {ranks}"));
+        }
         let mut compiler = Compiler::new()
             .observer(self.observer)
             .weights(widths(&self.weight_bits))
@@ -450,7 +454,7 @@ impl ImageFlags {
 
     /// The preprocessing for a model whose only input is an image; `None` for other models.
     fn preprocess(&self, module: &Module) -> Result<Option<Preprocess>> {
-        let Some((channels, height, width)) = image_input(module) else {
+        let Some(mut p) = Preprocess::of_input(module) else {
             if self.any() {
                 bail!(
                     "the model does not take one image, so --resize, --crop, --filter, --mean and --std do not apply"
@@ -458,7 +462,7 @@ impl ImageFlags {
             }
             return Ok(None);
         };
-        let mut p = Preprocess::for_input(height, width, channels);
+        let (height, width) = p.crop;
         if let Some(crop) = self.crop {
             if crop != (height, width) {
                 bail!("--crop {}x{} does not give the model's input of {height}x{width}", crop.0, crop.1);
@@ -472,14 +476,6 @@ impl ImageFlags {
         p.validate()?;
         Ok(Some(p))
     }
-}
-
-/// Channels, height and width of a module's only input, when it is an image.
-fn image_input(module: &Module) -> Option<(usize, usize, usize)> {
-    let [input] = module.inputs.as_slice() else { return None };
-    let [_, c, h, w] = module.ty(input.value).shape.0.as_slice() else { return None };
-    let c = c.as_fixed().filter(|c| matches!(c, 1 | 3))?;
-    Some((c, h.as_fixed()?, w.as_fixed()?))
 }
 
 /// What a file turned out to be.

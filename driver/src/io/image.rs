@@ -14,6 +14,8 @@ use std::fmt;
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
+use vitc_ir::Module;
+use vitc_passes::clean::{Counts, counts_in};
 
 pub use super::resample::Filter;
 
@@ -42,6 +44,9 @@ pub struct Preprocess {
     pub mean: Vec<f32>,
     /// Standard deviation of each channel, in the same units.
     pub std: Vec<f32>,
+    /// Where the model's input has its channels.
+    #[serde(default, skip_serializing_if = "Layout::is_planes")]
+    pub layout: Layout,
 }
 
 impl Default for Preprocess {
@@ -61,7 +66,52 @@ impl Preprocess {
             n => vec![values.iter().sum::<f32>() / 3.0; n],
         };
         let (mean, std) = (of(IMAGENET_MEAN), of(IMAGENET_STD));
-        Self { resize, crop: (height, width), filter: Filter::Bicubic, channels, mean, std }
+        let (crop, filter, layout) = ((height, width), Filter::Bicubic, Layout::Planes);
+        Self { resize, crop, filter, channels, mean, std, layout }
+    }
+
+    /// The same for an input that counts in something else than normalised numbers.
+    pub fn counting_in(self, counts: Counts) -> Self {
+        let std = match counts {
+            Counts::Normalised => return self,
+            Counts::Fractions => 1.0,
+            Counts::Pixels => 1.0 / 255.0,
+        };
+        Self { mean: vec![0.0; self.channels], std: vec![std; self.channels], ..self }
+    }
+
+    /// The defaults for a module whose only input is an image: three channels or one, first or last; `None` for other models. Where
+    /// the graph normalises its input itself, images are handed over as it counts them.
+    pub fn of_input(module: &Module) -> Option<Self> {
+        let [input] = module.inputs.as_slice() else { return None };
+        let dims = module.ty(input.value).shape.0.get(1..).filter(|d| d.len() == 3)?;
+        let &[a, b, c] = dims.iter().map(|d| d.as_fixed()).collect::<Option<Vec<_>>>()?.as_slice() else { return None };
+        let is_channels = |n: usize| matches!(n, 1 | 3);
+        let (planes, layout) = match (is_channels(a), is_channels(c)) {
+            (true, _) => ([b, c, a], Layout::Planes),
+            (false, true) => ([a, b, c], Layout::Interleaved),
+            (false, false) => return None,
+        };
+        let [height, width, channels] = planes;
+        let counts = counts_in(module, layout.axis());
+        Some(Self { layout, ..Self::for_input(height, width, channels).counting_in(counts) })
+    }
+
+    /// The shape of an image without its batch.
+    pub fn dims(&self) -> [usize; 3] {
+        let (height, width) = self.crop;
+        match self.layout {
+            Layout::Planes => [self.channels, height, width],
+            Layout::Interleaved => [height, width, self.channels],
+        }
+    }
+
+    /// Elements of a channel that lie in a row.
+    pub fn channel_run(&self) -> usize {
+        match self.layout {
+            Layout::Planes => (self.crop.0 * self.crop.1).max(1),
+            Layout::Interleaved => 1,
+        }
     }
 
     /// Bytes of one preprocessed image: channels x height x width.
@@ -99,22 +149,44 @@ impl fmt::Display for Preprocess {
         let color = if self.channels == 1 { "grey" } else { "RGB" };
         let (height, width) = self.crop;
         write!(f, "{color}, short side {} {}, centre crop {height}x{width}, ", self.resize, self.filter)?;
-        write!(f, "mean {}, std {}", list(&self.mean), list(&self.std))
+        let all = |v: &[f32], x: f32| v.iter().all(|v| (v - x).abs() < 1e-6);
+        match (all(&self.mean, 0.0), all(&self.std, 1.0), all(&self.std, 1.0 / 255.0)) {
+            (true, true, _) => f.write_str("numbers 0 to 1")?,
+            (true, _, true) => f.write_str("numbers 0 to 255")?,
+            _ => write!(f, "mean {}, std {}", list(&self.mean), list(&self.std))?,
+        }
+        if self.layout == Layout::Interleaved { f.write_str(", channels last") } else { Ok(()) }
     }
 }
 
 /// Order of the bytes of a preprocessed image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// Channel planes, as ONNX models expect (NCHW with N = 1).
+    /// Channel planes, as most ONNX models expect (NCHW with N = 1).
+    #[default]
     Planes,
     /// Interleaved channels (HWC).
     Interleaved,
 }
 
-/// Reads the JPEG or PNG at `path` into u8 pixels, channels x height x width of `preprocess.crop`.
+impl Layout {
+    /// The dimension of a batch of images that channels run along.
+    pub fn axis(self) -> usize {
+        match self {
+            Layout::Planes => 1,
+            Layout::Interleaved => 3,
+        }
+    }
+
+    fn is_planes(&self) -> bool {
+        *self == Layout::Planes
+    }
+}
+
+/// Reads the JPEG or PNG at `path` into u8 pixels of `preprocess.crop`, in the layout of the model's input.
 pub fn load_pixels(path: &Path, preprocess: &Preprocess) -> Result<Vec<u8>> {
-    load_pixels_as(path, preprocess, Layout::Planes)
+    load_pixels_as(path, preprocess, preprocess.layout)
 }
 
 /// [`load_pixels`] in the layout of the caller's choice.
@@ -134,9 +206,9 @@ pub fn pixels_of(file: &[u8], preprocess: &Preprocess, layout: Layout) -> Result
     })
 }
 
-/// u8 pixels in planes (one image or a whole batch) to (p / 255 - mean) / std, in the same order.
+/// u8 pixels in the model's layout (one image or a whole batch) to (p / 255 - mean) / std, in the same order.
 pub fn normalize(pixels: &[u8], preprocess: &Preprocess) -> Vec<f32> {
-    let plane = (preprocess.crop.0 * preprocess.crop.1).max(1);
+    let plane = preprocess.channel_run();
     let affine: Vec<(f32, f32)> = preprocess.mean.iter().copied().zip(preprocess.std.iter().copied()).collect();
     let tables: Vec<[f32; 256]> = affine.iter().map(|&(m, s)| table(m, s)).collect();
     let channels = tables.iter().cycle();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use vitc_ir::graph::Value;
-use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Module, Op, Quant, Shape, Stage, TensorType, ValueId};
+use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Dim, Elem, Module, Op, Quant, Shape, Stage, TensorType, ValueId};
 
 use crate::call::{Call, SMALL};
 use crate::computed::Computed;
@@ -17,6 +17,7 @@ use crate::limits::Limits;
 use crate::ops::counted::Counted;
 use crate::problem::{Fallible, Kind, Problem, invalid, unsupported};
 use crate::proto::{self, dtype};
+use crate::ranks::{self, Ranks};
 use crate::{Options, ops, tensor};
 
 /// First and last opset of the default domain that import reads.
@@ -44,6 +45,8 @@ pub(crate) struct Slot<'a> {
     pub dynamic: bool,
     /// It says where this value, the result of a softmax, is not a number.
     pub nan_of: Option<ValueId>,
+    /// It says which numbers come first.
+    pub ranks: Option<Ranks<'a>>,
 }
 
 /// Known content that broadcasts to a shape with the batch, such as a mask of keys.
@@ -96,6 +99,8 @@ pub(crate) struct Importer<'a> {
     /// Names that a node or the graph's outputs use.
     pub(crate) used: HashSet<&'a str>,
     pub(crate) external: External,
+    /// Outputs of the model that are values, by name.
+    pub(crate) given: Vec<(&'a str, ValueId)>,
     names: HashSet<String>,
     number: usize,
     materialised: HashMap<*const proto::Tensor, ValueId>,
@@ -125,6 +130,7 @@ pub(crate) fn import(
         slots: HashMap::new(),
         used: used_names(graph),
         external: External::new(base, &options.limits, options.read_into_memory),
+        given: Vec::new(),
         names: HashSet::new(),
         number: 0,
         materialised: HashMap::new(),
@@ -137,7 +143,8 @@ pub(crate) fn import(
     importer.declare_inputs(graph);
     importer.walk(graph);
     importer.declare_outputs(graph);
-    if importer.problems.is_empty() && importer.module.outputs.len() != graph.output.len() {
+    let unknown = |o: &proto::ValueInfo| importer.slots.get(o.name.as_str()).is_none_or(|slot| slot.unknown);
+    if importer.problems.is_empty() && graph.output.iter().any(unknown) {
         importer.problems.add(unsupported("an output could not be computed"), "the file", "");
     }
     if importer.problems.is_empty() { Ok(importer.module) } else { Err(importer.problems.finish()) }
@@ -268,18 +275,20 @@ impl<'a> Importer<'a> {
     fn input_type(&self, input: &proto::ValueInfo) -> Fallible<TensorType> {
         let tensor = input.ty.as_ref().and_then(|t| t.tensor.as_ref());
         let tensor = tensor.ok_or_else(|| unsupported("only tensors can be inputs"))?;
-        if !tensor::is_float(tensor.elem_type) {
+        let is_bytes = tensor.elem_type == dtype::UINT8;
+        if !tensor::is_float(tensor.elem_type) && !is_bytes {
             let name = dtype::name(tensor.elem_type);
-            return Err(
-                unsupported(format!("the element type is {name}")).help("export the model with a float32 input")
-            );
+            return Err(unsupported(format!("the element type is {name}"))
+                .help("export the model with a float32 input, or with uint8 pixels that the graph casts to floats"));
         }
         let shape = tensor.shape.as_ref().ok_or_else(|| unsupported("the shape is not declared"))?;
         let dims =
             shape.dim.iter().enumerate().map(|(axis, d)| self.input_dim(axis, d)).collect::<Fallible<Vec<_>>>()?;
         let shape = Shape(dims);
         self.check_shape(&shape)?;
-        Ok(TensorType::f32(shape))
+        // what a byte stands for is itself, until the graph says otherwise
+        let bytes = |shape| TensorType::new(Elem::U8, shape).with_quant(Quant::per_tensor(1.0, 0));
+        Ok(if is_bytes { bytes(shape) } else { TensorType::f32(shape) })
     }
 
     fn input_dim(&self, axis: usize, dim: &proto::Dimension) -> Fallible<Dim> {
@@ -359,7 +368,8 @@ impl<'a> Importer<'a> {
 
     /// Runs the handler of a node; `Err(None)` when an operand is unknown because of an earlier problem.
     fn run(&mut self, node: &'a proto::Node, place: &str) -> Result<Vec<Option<Slot<'a>>>, Option<Problem>> {
-        let handler = ops::handler(&node.domain, &node.op_type).map_err(Some)?;
+        let handler = ops::handler(&node.domain, &node.op_type);
+        let handler = if ranks::is_ranking(node) { None } else { Some(handler.map_err(Some)?) };
         for name in node.input.iter().filter(|n| !n.is_empty()) {
             match self.slots.get(name.as_str()) {
                 None => return Err(Some(invalid(format!("the operand `{}` is not defined before", shorten(name))))),
@@ -367,6 +377,13 @@ impl<'a> Importer<'a> {
                 Some(_) => {}
             }
         }
+        if let Some(ranked) = ranks::step(self, node) {
+            return ranked.map_err(Some);
+        }
+        let handler = match handler {
+            Some(handler) => handler,
+            None => ops::handler(&node.domain, &node.op_type).map_err(Some)?,
+        };
         let mut call = Call::new(self, node, Arc::from(place));
         handler(&mut call).map_err(Some)?;
         Ok(call.outputs)
@@ -405,6 +422,8 @@ impl<'a> Importer<'a> {
         if graph.output.is_empty() {
             self.problems.add(invalid("the graph has no output"), "the file", "");
         }
+        let value = |o: &'a proto::ValueInfo| Some((o.name.as_str(), self.slots.get(o.name.as_str())?.value?));
+        self.given = graph.output.iter().filter_map(value).collect();
         for output in &graph.output {
             let place = format!("output {}", shorten(&output.name));
             match self.slots.get(output.name.as_str()) {
@@ -420,7 +439,13 @@ impl<'a> Importer<'a> {
     }
 
     fn declare_output(&mut self, name: &'a str) -> Fallible<()> {
-        let value = self.materialise(name)?;
+        let (name, value) = match self.slots.get(name).and_then(|slot| slot.ranks.clone()) {
+            None => (name, self.materialise(name)?),
+            Some(ranks) => match ranks::output(self, name, &ranks) {
+                Some(numbers) => numbers,
+                None => return Ok(()),
+            },
+        };
         let shape = &self.module.ty(value).shape;
         if self.rebatch && shape.0.first() != Some(&Dim::N) {
             return Err(unsupported(format!("with a free batch its shape is [{shape}], which does not start with N")));

@@ -20,6 +20,7 @@ mod limits;
 mod ops;
 mod problem;
 mod proto;
+mod ranks;
 mod scan;
 mod source;
 mod tensor;

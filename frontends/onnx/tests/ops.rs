@@ -726,12 +726,12 @@ fn all_problems_are_reported_at_once() {
         .node("LSTM", &["x", "s"], &["c"], vec![])
         .floats("s", &[], &[1.0])
         .node("Relu", &["c"], &["d"], vec![])
-        .node("TopK", &["d"], &["y"], vec![])
+        .node("Hardmax", &["d"], &["y"], vec![])
         .output("y");
     let error = import_bytes(model.bytes(), None, &Options::default()).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     let text = error.to_string();
-    for expected in ["/NonZero_0", "/GridSample_1", "/LSTM_2", "/TopK_4", "opset 18", "[N, 4]", "help:"] {
+    for expected in ["/NonZero_0", "/GridSample_1", "/LSTM_2", "/Hardmax_4", "opset 18", "[N, 4]", "help:"] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }
     assert_eq!(error.diagnostics().0.len(), 4, "{text}");

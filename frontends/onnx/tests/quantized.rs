@@ -235,6 +235,13 @@ fn integers_read_on_another_grid() {
     check(build, &X.map(|v| other.real(x_grid().quantize(v.into()))));
 }
 
+/// A cast of integers is their numbers, not what they stand for.
+#[test]
+fn integers_cast_to_floats() {
+    let build = start(&[1, 6]).node("Cast", &["xq"], &["y"], vec![int("to", 1)]).output("y");
+    check(build, &X.map(|v| x_grid().quantize(v.into()) as f64));
+}
+
 #[test]
 fn products() {
     let (build, w) = weights(start(&[2, 3]));

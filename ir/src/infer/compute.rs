@@ -381,6 +381,9 @@ pub(crate) fn row_codes(op: &Op, operands: &[&TensorType]) -> Inferred {
     Ok(TensorType::new(Elem::U8, operands[0].shape.clone()))
 }
 
+/// The longest row of an integer LayerNorm: a product with the number of its elements of 16 bits, less their sum, fits 32 bits.
+pub const LONGEST_NORM: usize = 32768;
+
 pub(crate) fn layernorm_int(op: &Op, operands: &[&TensorType]) -> Inferred {
     let (to, beta) = match op {
         Op::IntLayerNorm { guard, norm_bits, recip_bits, shift, to, .. } => {
@@ -401,7 +404,8 @@ pub(crate) fn layernorm_int(op: &Op, operands: &[&TensorType]) -> Inferred {
     want_elem(operands[2], &[beta], "beta")?;
     ensure(NARROW.contains(&to), || format!("cannot normalise to {to}"))?;
     let channels = x.shape.last_fixed();
-    ensure(channels.is_some_and(|c| (1..=32768).contains(&c)), || "the last dimension is 1..=32768".into())?;
+    let fits = channels.is_some_and(|c| (1..=LONGEST_NORM).contains(&c));
+    ensure(fits, || format!("the last dimension is 1..={LONGEST_NORM}"))?;
     want_channels(operands[1], channels, "gamma")?;
     want_channels(operands[2], channels, "beta")?;
     Ok(TensorType::new(to, x.shape.clone()))

@@ -5,6 +5,7 @@
 mod compute;
 mod movement;
 
+pub use compute::LONGEST_NORM;
 pub(crate) use compute::*;
 pub(crate) use movement::*;
 

@@ -83,7 +83,9 @@ impl Chain {
             let value = evaluate(d, nodes, x, t)?.remove(&y)?;
             candidates.retain(|op| {
                 let wanted = apply(op, &[t]).unwrap_or(f64::NAN);
-                (value - wanted).abs() <= TOLERANCE * t.abs().max(1.0)
+                // a least value just above zero is there to be divided by
+                let tolerance = if *op == (Op::Relu {}) { 0.0 } else { TOLERANCE };
+                (value - wanted).abs() <= tolerance * t.abs().max(1.0)
             });
             if candidates.is_empty() {
                 return None;

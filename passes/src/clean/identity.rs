@@ -57,6 +57,15 @@ pub(crate) fn subtract_constant(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(Op::Add {}, &[x, negated], d.loc(n))
 }
 
+/// `x^2` to `x*x`.
+pub(crate) fn square(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Pow {}, &[x, two]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    if d.uniform(two) != Some(2.0) || !same_shape(d, x, n) {
+        return None;
+    }
+    d.push(Op::Mul {}, &[x, x], d.loc(n))
+}
+
 /// `a*(1/b)` to `a/b`.
 pub(crate) fn reciprocal_product(d: &mut Draft, n: usize) -> Option<ValueId> {
     let node = d.node(n);
@@ -89,4 +98,48 @@ pub(crate) fn drop_expand(d: &mut Draft, n: usize) -> Option<ValueId> {
 /// Whether an op is a broadcasting function of two operands.
 pub(crate) fn is_broadcasting(op: &Op) -> bool {
     matches!(op, Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {})
+}
+
+/// `reshape(mean(x))` that puts back the dimensions of the mean to a mean that keeps them; likewise of sums and maxima, and with a
+/// factor between.
+pub(crate) fn keep_dimension(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Reshape { shape }, &[moved]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (reduced, factor) = match d.op_of(moved)? {
+        (Op::Mul {}, &[v, c]) if d.scalar(c).is_some() && d.shape(v) == d.shape(moved) => (v, Some(c)),
+        _ => (moved, None),
+    };
+    let (op, &[x]) = d.op_of(reduced)? else { return None };
+    let (kept, axes) = match op.clone() {
+        Op::ReduceMean { axes, keep: false } => (Op::ReduceMean { axes: axes.clone(), keep: true }, axes),
+        Op::ReduceSum { axes, keep: false } => (Op::ReduceSum { axes: axes.clone(), keep: true }, axes),
+        Op::ReduceMax { axes, keep: false } => (Op::ReduceMax { axes: axes.clone(), keep: true }, axes),
+        _ => return None,
+    };
+    let mut dims = d.shape(x).0.clone();
+    axes.iter().for_each(|&axis| dims[axis] = vitc_ir::Dim::fixed(1));
+    if dims != shape.0 || !d.used_once(reduced) || !d.used_once(moved) {
+        return None;
+    }
+    let loc = d.join_locs(d.def(reduced).into_iter().chain([n]));
+    let factor_loc = d.def(moved).and_then(|m| d.loc(m));
+    let kept = d.push(kept, &[x], loc)?;
+    match factor {
+        Some(c) => d.push(Op::Mul {}, &[kept, c], factor_loc),
+        None => Some(kept),
+    }
+}
+
+/// `sum(x) * (1/n)` over `n` elements to `mean(x)`.
+pub(crate) fn mean_of_sum(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Mul {}, &[sum, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (Op::ReduceSum { axes, keep }, &[x]) = d.op_of(sum)? else { return None };
+    let (axes, keep) = (axes.clone(), *keep);
+    let count = axes.iter().try_fold(1, |all, &axis| Some(all * d.shape(x).0[axis].as_fixed()?))?;
+    // as close to it as floats are
+    let is_share = (d.scalar(c)? * count as f64 - 1.0).abs() < 1e-6;
+    if !is_share || d.shape(sum) != d.shape(d.node(n).result) || !d.used_once(sum) {
+        return None;
+    }
+    let loc = d.join_locs(d.def(sum).into_iter().chain([n]));
+    d.push(Op::ReduceMean { axes, keep }, &[x], loc)
 }

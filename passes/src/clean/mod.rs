@@ -16,15 +16,21 @@
 
 pub(crate) mod affine;
 pub(crate) mod draft;
+mod entrance;
+#[cfg(test)]
+mod entrance_tests;
 pub(crate) mod fold;
 mod function;
 pub(crate) mod given;
 mod identity;
 mod layernorm;
 mod linear_attention;
+#[cfg(test)]
+mod norm_tests;
 mod pixels;
 mod rows;
 pub(crate) mod slices;
+mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -36,6 +42,7 @@ use crate::shape::{firing_limit, movement};
 use draft::{Draft, Rule};
 
 pub use draft::Fired;
+pub use entrance::{Counts, counts_in};
 
 /// The normalisation of images before the model: `(pixel/255 - mean)/std` for each channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +51,8 @@ pub struct Pixels {
     pub mean: Vec<f32>,
     /// Standard deviation of each channel.
     pub std: Vec<f32>,
+    /// The dimension of the input that channels run along: 1, or 3 where they come last.
+    pub axis: usize,
 }
 
 /// What the clean room is told.
@@ -62,9 +71,11 @@ pub struct Cleaned {
     pub fired: Fired,
 }
 
-/// Rules that fold, simplify and recover; order decides which is tried first on a node.
-const RECOVER: &[(&str, Rule)] = &[
+/// Rules that fold and simplify; order decides which is tried first on a node. They come before recovery, or a chain would be
+/// recognised in part: the root mean square of what a mean in another spelling was taken off.
+const SIMPLIFY: &[(&str, Rule)] = &[
     ("fold-constants", fold::fold_constants),
+    ("fold-repeated", fold::fold_repeated),
     ("drop-requantize", given::drop_requantize),
     ("sink-dequantize", given::sink_dequantize),
     ("hoist-quantize", given::hoist_quantize),
@@ -73,8 +84,19 @@ const RECOVER: &[(&str, Rule)] = &[
     ("divide-by-constant", identity::divide_by_constant),
     ("subtract-constant", identity::subtract_constant),
     ("reciprocal-product", identity::reciprocal_product),
+    ("square", identity::square),
     ("drop-expand", identity::drop_expand),
+    ("keep-dimension", identity::keep_dimension),
+    ("mean-of-sum", identity::mean_of_sum),
+];
+
+/// Rules that recover ops from what was written out.
+const RECOVER: &[(&str, Rule)] = &[
     ("layernorm", layernorm::recover_layernorm),
+    ("affine-by-inverse", layernorm::affine_by_inverse),
+    ("gamma-after-norm", layernorm::gamma_after_norm),
+    ("affine-before-turn", layernorm::affine_before_turn),
+    ("softmax", softmax::recover_softmax),
     ("linear-attention", linear_attention::recover_linear_attention),
     ("function-by-value", function::recover_function),
 ];
@@ -101,11 +123,12 @@ pub fn run(module: &Module, options: &CleanOptions) -> Result<Cleaned, Diagnosti
     let mut fired = Fired::new();
     // Equal chains must be one before they are matched, so each round starts from a rebuilt module.
     let mut module = Draft::new(module.clone()).finish(Stage::Clean);
-    let recover = [RECOVER, movement::RULES].concat();
-    let all = [RECOVER, ABSORB, movement::RULES].concat();
+    let recover = [SIMPLIFY, RECOVER, movement::RULES].concat();
+    let all = [SIMPLIFY, RECOVER, ABSORB, movement::RULES].concat();
     loop {
         let before: usize = fired.values().sum();
         let mut draft = Draft::new(module.clone());
+        draft.saturate(SIMPLIFY, firing_limit(&module), &mut fired);
         draft.saturate(&recover, firing_limit(&module), &mut fired);
         draft.saturate(&all, firing_limit(&module), &mut fired);
         module = draft.finish(Stage::Clean);

@@ -440,7 +440,7 @@ fn patches_of(b: &mut Build, x: ValueId, pads: [usize; 4]) -> ValueId {
 
 #[test]
 fn pixels_enter_where_normalisation_folds() {
-    let pixels = Pixels { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] };
+    let pixels = Pixels { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225], axis: 1 };
     let options = CleanOptions { pixels: Some(pixels) };
     let mut b = Build::new(20);
     let y = patches(&mut b, [0; 4]);
@@ -460,7 +460,7 @@ fn pixels_enter_where_normalisation_folds() {
 /// A pair of 16 bits at the door goes where it changes no pixel: where its steps are fine and its range holds all of them.
 #[test]
 fn pixels_enter_through_fine_pairs() {
-    let pixels = Pixels { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] };
+    let pixels = Pixels { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225], axis: 1 };
     let options = CleanOptions { pixels: Some(pixels) };
     for (elem, scale, goes) in [(Elem::I16, 1e-4, true), (Elem::I16, 6e-5, false), (Elem::U8, 0.02, false)] {
         let mut b = Build::new(20);
@@ -479,7 +479,7 @@ fn pixels_enter_through_fine_pairs() {
 fn bad_preprocessing_is_an_error() {
     let mut b = Build::new(21);
     let y = patches(&mut b, [0; 4]);
-    let options = CleanOptions { pixels: Some(Pixels { mean: vec![0.5; 3], std: vec![0.5, 0.0, 0.5] }) };
+    let options = CleanOptions { pixels: Some(Pixels { mean: vec![0.5; 3], std: vec![0.5, 0.0, 0.5], axis: 1 }) };
     assert_eq!(run(&b.done(y), &options).unwrap_err().0[0].code, "preprocessing");
 }
 

@@ -14,6 +14,8 @@ mod patches;
 mod relu;
 mod rows;
 mod tabulate;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,8 +24,10 @@ use vitc_ir::attr::LaneName;
 use vitc_ir::lane::{Access, Input, Inst, Program, Width};
 use vitc_ir::{Const, Def, Diagnostic, Diagnostics, Elem, ImageLayout, Module, Node, Op, Stage, ValueId};
 
-use crate::clean::draft::{Draft, Fired};
+use crate::clean::draft::{Draft, Fired, Rule};
+use crate::clean::given;
 use crate::integerize::intervals::{self, Interval};
+use crate::shape::concats;
 use attention::Attention;
 use chain::{Chain, Epilogue};
 
@@ -70,7 +74,9 @@ pub fn run(module: &Module) -> Result<(Module, BTreeMap<String, usize>), Diagnos
 fn around_movement(module: Module, fired: &mut Fired) -> Module {
     let mut counts = Fired::new();
     let mut draft = Draft::new(module);
-    draft.saturate(&[clamps::RULES, rows::RULES, relu::RULES].concat(), usize::MAX, &mut counts);
+    // what is moved on the way to an output is integers; the runtime makes numbers of them last
+    let doors: &[(&str, Rule)] = &[("door-behind-movement", given::sink_dequantize)];
+    draft.saturate(&[clamps::RULES, rows::RULES, relu::RULES, concats::MERGE, doors].concat(), usize::MAX, &mut counts);
     if counts.is_empty() {
         return draft.into_module();
     }

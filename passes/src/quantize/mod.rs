@@ -35,7 +35,7 @@ pub(crate) mod widths;
 
 use std::collections::BTreeSet;
 
-use vitc_ir::{Class, Diagnostic, Diagnostics, Module, Node, Op, Stage, ValueId};
+use vitc_ir::{Class, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
 
 pub use bias::{Corrected, correct, wants_correction};
 pub(crate) use codes::logarithmic;
@@ -200,9 +200,20 @@ pub fn counts_of(module: &Module) -> Option<Counts> {
     Some(Counts { given: number(GIVEN_KEY)?, calibrated: number(CALIBRATED_KEY)? })
 }
 
-/// Whether a module of stage `shape` or before came quantized: it has `quantize` or `dequantize` of its own.
+/// Whether a module of stage `shape` or before came quantized: it has `quantize` or `dequantize` of its own. Pixels that a float
+/// model reads are no sign of it.
 pub fn is_quantized(module: &Module) -> bool {
-    module.nodes.iter().any(|n| n.op.class() == Class::Quant)
+    module.nodes.iter().any(|n| n.op.class() == Class::Quant && !reads_pixels(module, n))
+}
+
+/// Whether a node makes floats of an input's integers, moved or not.
+fn reads_pixels(module: &Module, node: &Node) -> bool {
+    let mut v = node.operands[0];
+    while let Some(mover) = module.node_of(v).filter(|m| m.op.class() == Class::Move) {
+        v = mover.operands[0];
+    }
+    let is_input = module.inputs.iter().any(|i| i.value == v);
+    node.op == (Op::Dequantize {}) && is_input && module.ty(v).elem == Elem::U8
 }
 
 /// The names of the values of a module of stage `shape` whose range only calibration can tell. None of a float model's

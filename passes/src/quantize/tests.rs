@@ -65,7 +65,7 @@ pub(crate) fn transformer(options: &CleanOptions, pads: [usize; 4]) -> Module {
 }
 
 pub(crate) fn pixel_options() -> CleanOptions {
-    CleanOptions { pixels: Some(Pixels { mean: vec![0.5, 0.45, 0.4], std: vec![0.23, 0.22, 0.24] }) }
+    CleanOptions { pixels: Some(Pixels { mean: vec![0.5, 0.45, 0.4], std: vec![0.23, 0.22, 0.24], axis: 1 }) }
 }
 
 /// One scale for all rows.

@@ -37,6 +37,34 @@ pub(crate) fn groups(from: &Shape, to: &Shape) -> Option<Vec<Group>> {
     Some(groups)
 }
 
+/// A dimension, not one, that both shapes are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) dim: Dim,
+    /// The dimension of the result that it belongs to.
+    pub(crate) to: usize,
+}
+
+/// The fewest dimensions that both shapes are merges of; `None` where they have none (6 as 2 and 3, then as 3 and 2).
+pub(crate) fn parts(from: &Shape, to: &Shape) -> Option<Vec<Part>> {
+    let unit = Dim::fixed(1);
+    let mut sources = from.0.iter().copied().filter(|d| *d != unit);
+    let mut left = unit;
+    let mut parts = Vec::new();
+    for (to, &dim) in to.0.iter().enumerate() {
+        let mut open = dim;
+        while open != unit {
+            if left == unit {
+                left = sources.next()?;
+            }
+            let dim = if left.div_exact(open).is_some() { open } else { left };
+            (left, open) = (left.div_exact(dim)?, open.div_exact(dim)?);
+            parts.push(Part { dim, to });
+        }
+    }
+    (left == unit && sources.next().is_none()).then_some(parts)
+}
+
 /// Whether the first product must grow to meet the second.
 fn behind(a: Dim, b: Dim) -> bool {
     (a.size, a.batch) < (b.size, b.batch)
@@ -52,6 +80,17 @@ mod tests {
             s.0[i].batch = true;
         }
         s
+    }
+
+    #[test]
+    fn parts_are_what_both_shapes_merge() {
+        let found = |from: &Shape, to: &Shape| parts(from, to).map(|p| p.iter().map(|p| (p.dim.size, p.to)).collect());
+        let merged = shape(&[16, 4, 12], Some(1));
+        assert_eq!(found(&shape(&[16, 1, 48], Some(1)), &merged), Some(vec![(16, 0), (1, 1), (4, 1), (12, 2)]));
+        assert_eq!(found(&merged, &shape(&[16, 1, 48], Some(1))), Some(vec![(16, 0), (1, 1), (4, 2), (12, 2)]));
+        assert_eq!(found(&shape(&[2, 1, 3], None), &shape(&[6, 1], None)), Some(vec![(2, 0), (3, 0)]));
+        assert_eq!(found(&shape(&[2, 3], None), &shape(&[3, 2], None)), None);
+        assert_eq!(found(&shape(&[1, 6], Some(0)), &shape(&[6, 1], Some(1))), None, "the batch is outermost");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The second room: every type inferred again and checked, images with channels last, movement in normal form, dead code gone.
 
+pub(crate) mod concats;
 mod groups;
 mod images;
+mod long_norms;
 mod maps;
 mod maxima;
 pub(crate) mod movement;
@@ -17,7 +19,9 @@ use crate::clean::draft::{Draft, Fired};
 pub fn run(module: &Module) -> Result<Module, Diagnostics> {
     check_types(module)?;
     let mut draft = Draft::new(module.clone());
-    let rules = [images::RULES, maps::RULES, maxima::RULES, movement::RULES, windows::RULES].concat();
+    let rules =
+        [concats::RULES, images::RULES, long_norms::RULES, maps::RULES, maxima::RULES, movement::RULES, windows::RULES]
+            .concat();
     draft.saturate(&rules, firing_limit(module), &mut Fired::new());
     let settled = draft.finish(Stage::Shape);
     check_types(&settled)?;

@@ -4,7 +4,7 @@
 
 use vitc_ir::{Dim, Op, Shape, ValueId};
 
-use super::groups::groups;
+use super::groups::{groups, parts};
 use crate::clean::draft::{Draft, Rule};
 
 /// The rules of this file.
@@ -120,26 +120,30 @@ fn squeeze_transpose(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(Op::Reshape { shape }, &[v], loc)
 }
 
-/// `transpose(reshape(x))` where the reshape only merges dimensions: the transpose goes first, in more dimensions.
+/// `transpose(reshape(x))` where the reshape merges dimensions: the transpose goes first, in the dimensions that both sides of the
+/// reshape are made of. Where the batch is not in front, the reshape may split others: so heads that were merged with a batch behind
+/// the tokens are split off again.
 /// Dimensions of one do not count, or this rule and `squeeze_transpose` would take turns for ever.
 fn transpose_above_reshape(d: &mut Draft, n: usize) -> Option<ValueId> {
     let Op::Transpose { perm } = &d.node(n).op else { return None };
     let inner = d.def(d.node(n).operands[0])?;
     let Op::Reshape { shape: merged } = &d.node(inner).op else { return None };
     let x = d.node(inner).operands[0];
-    let groups = groups(d.shape(x), merged)?;
-    let keep: Vec<usize> = (0..d.shape(x).rank()).filter(|&i| d.shape(x).0[i] != Dim::fixed(1)).collect();
-    if groups.iter().any(|g| g.to.len() != 1) || keep.len() <= merged.rank() {
+    let parts = parts(d.shape(x), merged)?;
+    // a split that the operand has not is worth it where the batch has to come to the front
+    let wide = || d.shape(x).0.iter().filter(|&&dim| dim != Dim::fixed(1));
+    let splits = parts.len() > wide().count();
+    if parts.len() <= merged.rank() || (splits && wide().next().is_some_and(|dim| dim.batch)) {
         return None;
     }
-    let squeezed = Shape(keep.iter().map(|&i| d.shape(x).0[i]).collect());
-    let position = |i: usize| keep.iter().position(|&k| k == i);
-    let perm = perm.iter().flat_map(|&p| groups[p].from.clone()).filter_map(position).collect();
+    let split = Shape(parts.iter().map(|part| part.dim).collect());
+    let of = |p: usize| parts.iter().enumerate().filter(move |(_, part)| part.to == p).map(|(i, _)| i);
+    let perm = perm.iter().flat_map(|&p| of(p)).collect();
     let shape = d.shape(d.node(n).result).clone();
     let (loc, reshape_loc) = (d.loc(n), d.loc(inner));
     let mut v = x;
-    if squeezed != *d.shape(x) {
-        v = d.push(Op::Reshape { shape: squeezed }, &[v], reshape_loc.clone())?;
+    if split != *d.shape(x) {
+        v = d.push(Op::Reshape { shape: split }, &[v], reshape_loc.clone())?;
     }
     v = d.push(Op::Transpose { perm }, &[v], loc)?;
     d.push(Op::Reshape { shape }, &[v], reshape_loc)

@@ -136,3 +136,31 @@ fn a_factor_stays_with_its_split_scores() {
     assert_eq!(count(&settled, "reshape"), 0);
     assert_eq!(settled.ty(settled.nodes[0].result).shape, batched(&[4, 6]));
 }
+
+/// Tokens before the batch, and heads merged with it, as `nn.MultiheadAttention` does: the heads of every other model.
+#[test]
+fn heads_that_were_merged_with_the_batch() {
+    let mut b = Build::new(9);
+    let x = b.input(&[16, 8]);
+    let x = project(&mut b, x);
+    let merged = |batch_at: usize, dims: &[usize]| {
+        let mut shape = Shape::fixed(dims);
+        shape.0[batch_at].batch = true;
+        shape
+    };
+    let t = b.transpose(x, &[1, 0, 2]);
+    let t = b.op(Op::Reshape { shape: merged(1, &[16, 2, 4]) }, &[t]);
+    let q = b.transpose(t, &[1, 0, 2]);
+    let k = b.transpose(t, &[1, 2, 0]);
+    let scores = b.op(Op::MatMul {}, &[q, k]);
+    let mixed = b.op(Op::MatMul {}, &[scores, q]);
+    let t = b.transpose(mixed, &[1, 0, 2]);
+    let t = b.op(Op::Reshape { shape: merged(1, &[16, 1, 8]) }, &[t]);
+    let y = b.transpose(t, &[1, 0, 2]);
+    let m = settle(b.done(y));
+    for node in m.nodes.iter().filter(|n| n.op.name() == "transpose") {
+        let shape = &m.ty(node.operands[0]).shape;
+        assert!(shape.0[0].batch && shape.rank() == 4, "a transpose of [{shape}]");
+    }
+    assert_eq!(count(&m, "transpose"), 3);
+}

@@ -57,7 +57,7 @@ pub(super) fn bind(module: &Module, index: usize, array: &Array, p: Option<&Prep
     let data = match (ty.elem, &array.elements, &ty.quant, p) {
         (Elem::F32, Elements::U8(pixels), _, Some(p)) => Data::F32(image::normalize(pixels, p)),
         (Elem::F32, elements, ..) => Data::F32(elements.to_f32()),
-        (Elem::U8, Elements::F32(v), _, Some(p)) if takes_pixels(module) => Data::U8(pixels_of(v, &array.shape, p)?),
+        (Elem::U8, Elements::F32(v), _, Some(p)) if takes_pixels(module) => Data::U8(pixels_of(v, p)?),
         (elem, Elements::F32(v), Some(quant), _) => quantized(elem, v, quant)?,
         (elem, Elements::U8(pixels), Some(quant), Some(p)) if !takes_pixels(module) => {
             quantized(elem, &image::normalize(pixels, p), quant)?
@@ -82,10 +82,9 @@ fn quantized(elem: Elem, values: &[f32], quant: &Quant) -> Result<Data> {
 }
 
 /// Undoes the normalisation. Values that no pixel gives are an error, not rounded away.
-fn pixels_of(values: &[f32], shape: &[usize], p: &Preprocess) -> Result<Vec<u8>> {
-    let plane: usize = shape.iter().skip(2).product();
+fn pixels_of(values: &[f32], p: &Preprocess) -> Result<Vec<u8>> {
     let pixel = |(i, v): (usize, &f32)| {
-        let c = i / plane.max(1) % p.channels.max(1);
+        let c = i / p.channel_run() % p.channels.max(1);
         let exact = (f64::from(*v) * f64::from(p.std[c]) + f64::from(p.mean[c])) * 255.0;
         let near = exact.round();
         let fits = (0.0..=255.0).contains(&near) && (exact - near).abs() < 0.02;
@@ -125,8 +124,8 @@ mod tests {
         let p = Preprocess::for_input(2, 2, 3);
         let pixels: Vec<u8> = (0..12).map(|i| (i * 23) as u8).collect();
         let normal = image::normalize(&pixels, &p);
-        assert_eq!(pixels_of(&normal, &[1, 3, 2, 2], &p).unwrap(), pixels);
-        let error = pixels_of(&[0.123; 12], &[1, 3, 2, 2], &p).unwrap_err();
+        assert_eq!(pixels_of(&normal, &p).unwrap(), pixels);
+        let error = pixels_of(&[0.123; 12], &p).unwrap_err();
         assert!(error.to_string().contains("no pixel"), "{error}");
     }
 

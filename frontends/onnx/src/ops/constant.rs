@@ -1,5 +1,7 @@
 //! Constants, casts, and what only passes a value on.
 
+use vitc_ir::{Elem, ValueId};
+
 use super::{Table, counted};
 use crate::call::Call;
 use crate::import::shorten;
@@ -85,6 +87,9 @@ fn cast_like(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
     let slot = call.slot(0)?;
+    if let Some(value) = slot.value.filter(|&v| call.importer.module.ty(v).elem != Elem::F32) {
+        return cast_integers(call, value, to);
+    }
     // All widths of floats are held in one, so there is nothing to do between them.
     let is_float = slot.value.is_some() || slot.tensor.is_some_and(|t| tensor::is_float(t.data_type));
     if tensor::is_float(to) && is_float {
@@ -95,12 +100,33 @@ fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
         return Err(problem.help("export the model in float32, without casts of activations"));
     }
     let kind = tensor::kind(to)?;
-    let x = call.content(0, "the operand")?;
+    let (x, _) = call.content_of_image(0, "the operand")?;
     call.room(x.data.len())?;
     let data = x.data.iter().map(|&v| convert(v, x.kind, kind)).collect::<Option<Vec<_>>>();
     let data = data.ok_or_else(|| unsupported("this cast of a value that depends on the batch"))?;
-    call.give_known(Known { kind, dims: x.dims.clone(), data });
+    let known = Known { kind, dims: x.dims.clone(), data };
+    match slot.repeated {
+        Some(repeated) => call.give_repeated(known, repeated.shape),
+        None => call.give_known(known),
+    }
     Ok(())
+}
+
+/// Computed integers as floats, which are their numbers, or in a type that holds them all.
+fn cast_integers(call: &mut Call<'_, '_>, value: ValueId, to: i32) -> Fallible<()> {
+    let from = call.importer.module.ty(value).elem;
+    // 16 bits are held as signed ones, whatever they were
+    if tensor::is_float(to) && matches!(from, Elem::U8 | Elem::I8) {
+        let number = super::quantized::as_number(call, value)?;
+        call.give_value(number);
+        return Ok(());
+    }
+    match (from, to) {
+        (Elem::U8, dtype::UINT8 | dtype::INT16 | dtype::UINT16 | dtype::INT32 | dtype::INT64) => call.give_operand(0),
+        (Elem::I8, dtype::INT8 | dtype::INT16 | dtype::INT32 | dtype::INT64) => call.give_operand(0),
+        (from, _) => Err(unsupported(format!("a cast of computed integers of {from} to {}", dtype::name(to)))
+            .help("cast to float32")),
+    }
 }
 
 fn convert(v: Linear, from: Kind, to: Kind) -> Option<Linear> {

@@ -135,7 +135,7 @@ fn transpose(call: &mut Call<'_, '_>) -> Fallible<()> {
     Ok(())
 }
 
-/// A float value, or known content that is not float, of one repeated value.
+/// A float value, or known content that is not float or the same for every image, of one repeated value.
 pub(super) fn filled(call: &mut Call<'_, '_>, kind: Kind, value: Linear, target: &[Linear]) -> Fallible<()> {
     let shape = Shape(batch::dims(target)?);
     call.importer.check_shape(&shape)?;
@@ -143,6 +143,10 @@ pub(super) fn filled(call: &mut Call<'_, '_>, kind: Kind, value: Linear, target:
     if let (Some(dims), Some(total)) = (shape.as_fixed(), total.filter(|&t| kind != Kind::F32 || t <= SMALL)) {
         call.room(total)?;
         call.give_known(Known { kind, dims, data: vec![value; total] });
+        return Ok(());
+    }
+    if shape.as_fixed().is_none() {
+        call.give_repeated(Known { kind, dims: vec![1; shape.rank()], data: vec![value] }, shape);
         return Ok(());
     }
     let one = call.constant("fill", &Known::scalar(kind, value))?;
@@ -172,7 +176,8 @@ fn expand(call: &mut Call<'_, '_>) -> Fallible<()> {
             return Ok(());
         }
     }
-    if let Some(x) = call.known_or_repeated(0, SMALL)?.filter(|x| !x.kind.is_float()) {
+    let stays_known = |x: &Known| !x.kind.is_float() || (x.data.len() == 1 && shape.as_fixed().is_none());
+    if let Some(x) = call.known_or_repeated(0, SMALL)?.filter(|x| stays_known(x)) {
         // one element stands for those of all images
         let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
         let steps: Vec<i64> = broadcast_strides(&x.dims, &dims).into_iter().map(|s| s as i64).collect();

@@ -93,7 +93,10 @@ fn axes(call: &Call<'_, '_>, x: ValueId) -> Fallible<(Vec<Axis>, Window)> {
 fn largest(call: &mut Call<'_, '_>) -> Fallible<()> {
     call.only_outputs(1)?;
     let mut x = call.tensor(0)?;
-    let (axes, _) = axes(call, x)?;
+    let (mut axes, _) = axes(call, x)?;
+    if let Some(inner) = without_border(call, x, &mut axes) {
+        x = inner;
+    }
     for (i, axis) in axes.into_iter().enumerate() {
         let total = axis.results.checked_mul(axis.kernel).ok_or_else(|| invalid("too many elements"))?;
         map::room(call, x, total)?;
@@ -115,6 +118,23 @@ fn largest(call: &mut Call<'_, '_>) -> Fallible<()> {
     }
     call.give_value(x);
     Ok(())
+}
+
+/// What a border of numbers that are never the largest was put around, the border being padding of the pooling as well.
+fn without_border(call: &Call<'_, '_>, x: ValueId, axes: &mut [Axis]) -> Option<ValueId> {
+    const NEVER: f64 = -1e30;
+    let node = call.importer.module.node_of(x)?;
+    let (Op::Pad { before, after, value }, &[inner]) = (&node.op, node.operands.as_slice()) else { return None };
+    let (before, after) = (before.split_at_checked(2)?, after.split_at_checked(2)?);
+    let kept = [before.0, after.0].concat().iter().all(|&p| p == 0);
+    if value.0 > NEVER || !kept || before.1.len() != axes.len() {
+        return None;
+    }
+    for (axis, (&before, &after)) in axes.iter_mut().zip(before.1.iter().zip(after.1)) {
+        axis.size -= before + after;
+        axis.pads = (axis.pads.0 + before, axis.pads.1 + after);
+    }
+    Some(inner)
 }
 
 fn average(call: &mut Call<'_, '_>) -> Fallible<()> {

@@ -348,6 +348,11 @@ fn read_value(call: &mut Call<'_, '_>, value: ValueId, grid: &Grid) -> Fallible<
     call.push(Op::Add {}, &[scaled, offset])
 }
 
+/// Computed integers as the numbers that they are, whatever they stand for.
+pub(super) fn as_number(call: &mut Call<'_, '_>, value: ValueId) -> Fallible<ValueId> {
+    read_value(call, value, &Grid { scale: vec![1.0], zero: vec![0], axis: None })
+}
+
 fn read_constant(call: &mut Call<'_, '_>, x: usize, slot: &Slot<'_>, data_type: i32, grid: &Grid) -> Fallible<ValueId> {
     let integers = integers_of(call, x, slot, data_type)?;
     let name = format!("{}.integers", shortened(call, x));

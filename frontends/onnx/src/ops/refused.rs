@@ -6,7 +6,7 @@ const DATA: &str = "shapes that depend on the image are not supported";
 const ADVICE: &[(&[&str], &str)] = &[
     (&["Loop", "Scan", "SequenceMap"], CONTROL),
     (&["NonZero", "Unique", "Compress", "NonMaxSuppression"], DATA),
-    (&["ArgMax", "ArgMin", "TopK"], "end the model at the logits: `vitc run` ranks the classes"),
+    (&["ArgMax", "ArgMin", "TopK"], "end the model at the numbers: `vitc run` ranks the classes"),
     (&["GridSample"], "export with a fixed image size, so that positions need no interpolation"),
     (&["LSTM", "GRU", "RNN"], "Vision Transformers rarely need it; tell us if yours does"),
 ];

@@ -1,6 +1,6 @@
 //! Gathers with an index for each element or each block, and `ScatterND` of constants.
 
-use vitc_ir::{Op, Shape};
+use vitc_ir::{Dim, Op, Shape};
 
 use super::Table;
 use crate::call::Call;
@@ -64,7 +64,51 @@ fn gather_elements(call: &mut Call<'_, '_>) -> Fallible<()> {
     taken(call, positions, 1, index.dims.clone())
 }
 
+/// `GatherND` by leading dimensions that are fixed, of what has the batch behind them: whole blocks are gathered.
+fn gather_before_batch(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let index = call.content(1, "the index")?;
+    let shape = call.shape(0)?;
+    let misfit = || invalid(format!("an index of {:?} into [{shape}]", index.dims));
+    let (&depth, outer) = index.dims.split_last().ok_or_else(misfit)?;
+    let (leading, rest) = shape.0.split_at_checked(depth).filter(|_| depth > 0).ok_or_else(misfit)?;
+    let sizes: Option<Vec<usize>> = leading.iter().map(|d| d.as_fixed()).collect();
+    let sizes = sizes.ok_or_else(|| unsupported("elements of the batch are gathered"))?;
+    let (steps, blocks) = (strides(&sizes), count(&sizes).ok_or_else(misfit)?);
+    call.room(index.data.len())?;
+    let position = |at: &[i64]| {
+        let each = at.iter().zip(&sizes).zip(&steps);
+        each.map(|((&i, &size), step)| Some(resolve(i, size)? * step)).sum::<Option<usize>>()
+    };
+    let positions: Option<Vec<usize>> = index.integers()?.chunks(depth).map(position).collect();
+    let positions = positions.ok_or_else(|| invalid("an index is out of range"))?;
+    if positions.is_empty() {
+        return Err(unsupported("the result is empty"));
+    }
+    // with the batch in front, as the passes have everything
+    let at = rest.iter().position(|d| d.batch).ok_or_else(misfit)?;
+    let others = || (0..rest.len()).filter(|&i| i != at);
+    let front = [depth + at].into_iter().chain(0..depth).chain(others().map(|i| depth + i)).collect();
+    let of = |middle: &[usize]| {
+        let batch = rest.get(at).copied();
+        let others = others().filter_map(|i| rest.get(i).copied());
+        Shape(batch.into_iter().chain(middle.iter().copied().map(Dim::fixed)).chain(others).collect())
+    };
+    let x = call.tensor(0)?;
+    let x = call.transpose(x, front)?;
+    let rows = call.reshape(x, of(&[blocks]))?;
+    let chosen = call.push(Op::Gather { axis: 1, index: positions }, &[rows])?;
+    let chosen = call.reshape(chosen, of(outer))?;
+    let behind = |i: usize| if i == at { 0 } else { outer.len() + i + usize::from(i < at) };
+    let back = (1..=outer.len()).chain((0..rest.len()).map(behind)).collect();
+    let value = call.transpose(chosen, back)?;
+    call.give_value(value);
+    Ok(())
+}
+
 fn gather_nd(call: &mut Call<'_, '_>) -> Fallible<()> {
+    if call.shape(0)?.as_fixed().is_none() && call.int_or("batch_dims", 0)? == 0 {
+        return gather_before_batch(call);
+    }
     let dims = fixed_dims(call)?;
     let index = call.content(1, "the index")?;
     let batch = usize::try_from(call.int_or("batch_dims", 0)?).map_err(|_| invalid("`batch_dims` is negative"))?;

@@ -100,6 +100,13 @@ fn bounded(call: &mut Call<'_, '_>, i: usize, mask: &Known, other: &Known, keep:
         let x = call.tensor(i)?;
         return call.push(Op::Add {}, &[x, mask]);
     }
+    // bounds that are infinite have no integers either; of numbers, a product with nothing is nothing
+    if other.data.iter().all(|v| v.fixed() == Some(0.0)) {
+        let (yes, no) = if keep { (1.0, 0.0) } else { (0.0, 1.0) };
+        let mask = mask_constant(call, "mask", mask, yes, no)?;
+        let x = call.tensor(i)?;
+        return call.push(Op::Mul {}, &[x, mask]);
+    }
     let upper = bounds(call, "upper", f64::INFINITY)?;
     let x = call.tensor(i)?;
     let x = call.push(Op::Min {}, &[x, upper])?;

@@ -59,6 +59,9 @@ pub fn attempt(case: &Case) -> Outcome {
         Ok(Err(e)) => return Outcome::Refused(reason(&e.diagnostics().0[0].message)),
         Err(_) => return Outcome::Wrong(format!("{}: import panics", case.name)),
     };
+    if module.meta.contains_key("onnx.ranks") {
+        return Outcome::Refused("the numbers are an output instead of what ranks them".into());
+    }
     let checked = || check(&module, &inputs, &want);
     match catch_unwind(AssertUnwindSafe(checked)) {
         Ok(Ok(())) if module.outputs.iter().all(|o| is_constant(&module, o)) => Outcome::Folded,

@@ -1,0 +1,110 @@
+//! What has the batch in unusual places or comes as bytes: pixels that the graph casts, borders of pooling, masks and gathers over a
+//! dynamic batch.
+
+mod common;
+
+use common::{Build, D, int, int_list};
+use vitc_ir::eval::{self, Data, Tensor};
+use vitc_onnx::{ImportError, Options, import_bytes};
+
+/// Pixels come as bytes, are moved as such and become floats; integers of other kinds are refused with advice.
+#[test]
+fn bytes_that_the_graph_casts() {
+    let model = |elem: i32, to: i64| {
+        let mut build = Build::new(17).ints("perm", &[4], &[0, 3, 1, 2]);
+        build.graph().input.push(common::info("x", elem, &[D::Named("n"), D::Is(1), D::Is(2), D::Is(3)]));
+        build
+            .node("Transpose", &["x"], &["t"], vec![int_list("perm", &[0, 3, 1, 2])])
+            .node("Cast", &["t"], &["y"], vec![int("to", to)])
+            .output("y")
+    };
+    let module = import_bytes(model(2, 1).bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![1, 1, 2, 3], data: Data::U8(vec![0, 50, 255, 1, 2, 3]) };
+    let y = eval::run(&module, &[x]).unwrap();
+    assert_eq!(
+        (y[0].shape.as_slice(), y[0].as_f32().unwrap()),
+        (&[1, 3, 1, 2][..], &[0.0, 1.0, 50.0, 2.0, 255.0, 3.0][..])
+    );
+    for (elem, to, word) in [(6, 1, "int32"), (3, 1, "int8"), (2, 3, "a cast of computed integers")] {
+        let Err(ImportError::Unsupported(found)) = import_bytes(model(elem, to).bytes(), None, &Options::default())
+        else {
+            panic!("type {elem} to {to}")
+        };
+        assert!(found.0.iter().any(|d| d.message.contains(word) && d.help.is_some()), "{found}");
+    }
+}
+
+/// A border of the lowest numbers around the largest of windows is padding, which no integers have to hold.
+#[test]
+fn a_border_of_lowest_numbers_is_padding_of_a_maximum() {
+    let model = |border: f32| {
+        Build::new(17)
+            .input("x", &[D::Named("n"), D::Is(1), D::Is(3), D::Is(3)])
+            .ints("pads", &[8], &[0, 0, 0, 0, 0, 0, 1, 1])
+            .floats("low", &[], &[border])
+            .node("Pad", &["x", "pads", "low"], &["p"], vec![])
+            .node("MaxPool", &["p"], &["y"], vec![int_list("kernel_shape", &[2, 2]), int_list("strides", &[2, 2])])
+            .output("y")
+    };
+    for (border, pads) in [(f32::NEG_INFINITY, 0), (f32::MIN, 0), (0.0, 1)] {
+        let module = import_bytes(model(border).bytes(), None, &Options::default()).unwrap();
+        let values: Vec<f32> = (1..=9).map(|v| -(v as f32)).collect();
+        let y = eval::run(&module, &[Tensor { shape: vec![1, 1, 3, 3], data: Data::F32(values) }]).unwrap();
+        let wanted = if border < -1.0 { [-1.0, -3.0, -7.0, -9.0] } else { [-1.0, 0.0, 0.0, 0.0] };
+        assert_eq!(y[0].as_f32().unwrap(), wanted);
+        let read = |v| module.nodes.iter().any(|n| n.op.name() != "pad" && n.operands.contains(&v));
+        let padded = module.nodes.iter().filter(|n| n.op.name() == "pad" && read(n.result)).count();
+        assert_eq!(padded, pads, "{border}");
+    }
+}
+
+/// A mask of nothing for each image of a dynamic batch, made of floats, as positions are counted from one.
+#[test]
+fn masks_made_of_floats_for_every_image() {
+    let build = Build::new(17)
+        .input("x", &[D::Named("n"), D::Is(3)])
+        .ints("axis", &[1], &[1])
+        .node("Shape", &["x"], &["s"], vec![])
+        .node("ConstantOfShape", &["s"], &["zeros"], vec![])
+        .node("Cast", &["zeros"], &["masked"], vec![int("to", 9)])
+        .node("Not", &["masked"], &["kept"], vec![])
+        .node("Cast", &["kept"], &["ones"], vec![int("to", 1)])
+        .node("CumSum", &["ones", "axis"], &["count"], vec![])
+        .node("Add", &["x", "count"], &["y"], vec![])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![2, 3], data: Data::F32(vec![0.0, 0.0, 0.0, 10.0, 20.0, 30.0]) };
+    let y = eval::run(&module, &[x]).unwrap();
+    assert_eq!(y[0].as_f32().unwrap(), [1.0, 2.0, 3.0, 11.0, 22.0, 33.0]);
+}
+
+/// Pixels at constant places, the batch behind them.
+#[test]
+fn elements_before_the_batch_are_gathered() {
+    let model = |perm: &[i64]| {
+        Build::new(17)
+            .input("x", &[D::Named("n"), D::Is(2), D::Is(3)])
+            .ints("at", &[2, 2], &[1, 0, 0, -1])
+            .node("Transpose", &["x"], &["t"], vec![int_list("perm", perm)])
+            .node("GatherND", &["t", "at"], &["g"], vec![])
+            .node("Transpose", &["g"], &["y"], vec![int_list("perm", &[1, 0])])
+            .output("y")
+    };
+    let module = import_bytes(model(&[1, 2, 0]).bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![2, 2, 3], data: Data::F32((0..12).map(|v| v as f32).collect()) };
+    assert_eq!(eval::run(&module, &[x]).unwrap()[0].as_f32().unwrap(), [3.0, 2.0, 9.0, 8.0]);
+    // one dimension is gathered, the batch between two others
+    let build = Build::new(17)
+        .input("x", &[D::Named("n"), D::Is(2), D::Is(3)])
+        .ints("at", &[2, 1], &[1, 0])
+        .node("Transpose", &["x"], &["t"], vec![int_list("perm", &[1, 0, 2])])
+        .node("GatherND", &["t", "at"], &["g"], vec![])
+        .node("Transpose", &["g"], &["y"], vec![int_list("perm", &[1, 0, 2])])
+        .output("y");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap();
+    let x = Tensor { shape: vec![2, 2, 3], data: Data::F32((0..12).map(|v| v as f32).collect()) };
+    let swapped = [3.0, 4.0, 5.0, 0.0, 1.0, 2.0, 9.0, 10.0, 11.0, 6.0, 7.0, 8.0];
+    assert_eq!(eval::run(&module, &[x]).unwrap()[0].as_f32().unwrap(), swapped);
+    let error = import_bytes(model(&[0, 1, 2]).bytes(), None, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("elements of the batch are gathered"), "{error}");
+}
