@@ -83,10 +83,19 @@ fn is_softmax(module: &Module, members: &[Site]) -> bool {
     matches!(members, [(v, Role::Unsigned)] if module.node_of(*v).is_some_and(|n| matches!(n.op, Op::Softmax {})))
 }
 
+/// Whether nothing but products of two activations reads a map of softmax: they take the exponentials and divide by the sums of
+/// their rows, so that the map's own steps do not matter.
+fn divides_later(module: &Module, map: ValueId) -> bool {
+    let weighs =
+        |n: &Node| matches!(n.op, Op::MatMul {}) && n.operands[0] == map && module.const_of(n.operands[1]).is_none();
+    module.nodes.iter().filter(|n| n.operands.contains(&map)).all(weighs)
+}
+
 /// The values of the sites whose range only calibration can tell, or can tell better than a grid of 16 bits.
 pub(crate) fn to_observe(module: &Module, sites: &Sites) -> BTreeSet<ValueId> {
     let groups = sites.groups();
-    let open = groups.values().filter(|g| !is_softmax(module, g) && given::grid_of_group(module, g).is_none());
+    let in_unit = |g: &[Site]| is_softmax(module, g) && g.iter().all(|&(v, _)| divides_later(module, v));
+    let open = groups.values().filter(|g| !in_unit(g) && given::grid_of_group(module, g).is_none());
     let ranges = Ranges::of(module);
     let unknown = |v: &ValueId| module.const_of(*v).is_none() && !ranges.get(*v).is_some_and(|known| known.firm);
     open.flatten().map(|&(v, _)| v).filter(unknown).collect()
@@ -125,7 +134,7 @@ fn group_grid(
         return Ok(grid);
     }
     if is_softmax(module, members) {
-        return Ok(map_grid(members, known.0, few));
+        return Ok(map_grid(module, members, known.0, few));
     }
     let mut joint: Option<Seen> = None;
     for &(v, _) in members {
@@ -207,14 +216,19 @@ fn gate_steps(quant: &Quant) -> Quant {
     Quant::per_tensor(unit * shift.exp2(), 0)
 }
 
-/// The grid of a map of softmax.
-fn map_grid(members: &[Site], calibration: &Calibration, few: Option<(Width, Codes)>) -> Grid {
-    let seen = members.first().and_then(|(v, _)| calibration.seen.get(v)?.histogram.as_ref());
-    let coded = few.and_then(|(width, codes)| codes.of_map(seen, width));
+/// The grid of a map of softmax: up to one, or where the steps matter up to a power of two that holds twice what was seen. Over many
+/// keys, or where all count alike, none of them comes near to one.
+fn map_grid(module: &Module, members: &[Site], calibration: &Calibration, few: Option<(Width, Codes)>) -> Grid {
+    let seen = members.first().and_then(|(v, _)| calibration.seen.get(v));
+    let coded = few.and_then(|(width, codes)| codes.of_map(seen.and_then(|s| s.histogram.as_ref()), width));
     coded.unwrap_or_else(|| {
         let width = few.map(|(width, _)| width);
         let last = (1 << width.unwrap_or(Width::EIGHT).bits()) - 1;
-        Grid { width, ..Grid::whole(Role::Unsigned.elem(), Quant::per_tensor(1.0 / f64::from(last), 0)) }
+        let whole = width.is_some() || members.iter().all(|&(v, _)| divides_later(module, v));
+        let most = seen
+            .filter(|s| !whole && s.max > 0.0)
+            .map_or(1.0, |s| (f64::from(s.max).log2().ceil() + 1.0).min(0.0).exp2());
+        Grid { width, ..Grid::whole(Role::Unsigned.elem(), Quant::per_tensor(most / f64::from(last), 0)) }
     })
 }
 

@@ -185,6 +185,31 @@ fn every_edge_has_the_type_of_its_role() {
     assert_eq!(keys.len(), quantized.len(), "a value is quantized once in a role");
 }
 
+/// A map that is mixed over heads before it weighs values, of scores that all count alike.
+#[test]
+fn flat_maps_that_something_else_reads_have_finer_steps() {
+    let mut b = Build::new(31);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let (q, k, v) = (heads(&mut b, x), heads(&mut b, x), heads(&mut b, x));
+    let q = b.scale(q, 0.01);
+    let k = b.transpose(k, &[0, 1, 3, 2]);
+    let scores = b.op(Op::MatMul {}, &[q, k]);
+    let map = b.softmax(scores);
+    let map = b.transpose(map, &[0, 2, 3, 1]);
+    let map = b.linear(map, HEADS);
+    let map = b.transpose(map, &[0, 3, 1, 2]);
+    let y = b.op(Op::MatMul {}, &[map, v]);
+    let m = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
+    let m = crate::shape::run(&m).unwrap();
+    let q = run(&m, &calibrate(&m, &without_rows()), &without_rows()).unwrap();
+    let softmax = |n: &&vitc_ir::Node| q.node_of(n.operands[0]).is_some_and(|p| p.op == Op::Softmax {});
+    let quant = q.ty(q.nodes.iter().find(softmax).unwrap().result).quant.clone().unwrap();
+    // a tenth each: a quarter of one holds twice that
+    assert_eq!(quant.single(), Some(0.25 / 255.0));
+    let noise = compare(&q, &lowers(&q));
+    assert!(noise > 30.0, "{noise} dB from the simulation");
+}
+
 /// What a product reads is far larger in one token than in the others.
 fn loud_tokens(width: usize) -> Module {
     let mut b = Build::new(77);

@@ -368,7 +368,7 @@ fn softmax_alone(m: &mut Match<'_>) -> Option<Id> {
         return None;
     }
     let scores = m.ty("?s")?;
-    let peak = if matches!(to, Elem::U8) { peak_of(&target)? } else { u8::MAX };
+    let peak = peak_of(&target).filter(|_| to == Elem::U8).unwrap_or(u8::MAX);
     let exp = exponentials(m, &scores, peak, &[])?;
     let axis = scores.shape.rank() - 1;
     let sums = m.apply(Op::IntReduceSum { axis, keep: true }, None, &[exp])?;
