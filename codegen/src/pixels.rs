@@ -142,7 +142,8 @@ impl Pixels {
 
 /// Parts of so many bytes of two vectors in turn: those of their first (`half` 0) or last halves.
 fn interleave(e: &mut Emit<'_>, a: Value, b: Value, bytes: usize, half: usize) -> Value {
-    let part = |i: usize| 8 * half + i / (2 * bytes) * bytes + i % bytes + if i / bytes % 2 == 0 { 0 } else { 16 };
+    let part =
+        |i: usize| 8 * half + i / (2 * bytes) * bytes + i % bytes + if (i / bytes).is_multiple_of(2) { 0 } else { 16 };
     let mask: Vec<u8> = (0..16).map(|i| part(i) as u8).collect();
     let mask = e.b.func.dfg.immediates.push(mask.into());
     e.b.ins().shuffle(a, b, mask)

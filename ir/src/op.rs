@@ -138,6 +138,8 @@ ops! {
     Min = "min" Float ["a", "b"] { } infer::binary_float;
     /// Larger of two, broadcast.
     Max = "max" Float ["a", "b"] { } infer::binary_float;
+    /// `a` where `c` is larger than 0, else `b`; broadcast. What is not chosen may be infinite or no number.
+    Select = "select" Float ["c", "a", "b"] { } infer::select_float;
     /// `-x`.
     Neg = "neg" Float ["x"] { } infer::unary_float;
     /// Absolute value.

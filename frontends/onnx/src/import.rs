@@ -45,8 +45,17 @@ pub(crate) struct Slot<'a> {
     pub dynamic: bool,
     /// It says where this value, the result of a softmax, is not a number.
     pub nan_of: Option<ValueId>,
+    /// It says where a value is positive.
+    pub positive: Option<Positive>,
     /// It says which numbers come first.
     pub ranks: Option<Ranks<'a>>,
+}
+
+/// A condition on what is computed: that a value is larger than 0, or that it is not.
+#[derive(Clone, Copy)]
+pub(crate) struct Positive {
+    pub value: ValueId,
+    pub holds: bool,
 }
 
 /// Known content that broadcasts to a shape with the batch, such as a mask of keys.
@@ -403,7 +412,7 @@ impl<'a> Importer<'a> {
     /// The shape of a value, when it is known.
     pub(crate) fn shape(&self, name: &str) -> Option<Shape> {
         let slot = self.slots.get(name)?;
-        if let Some(value) = slot.value {
+        if let Some(value) = slot.value.or(slot.positive.map(|p| p.value)) {
             return Some(self.module.ty(value).shape.clone());
         }
         if let Some(repeated) = &slot.repeated {
@@ -462,6 +471,11 @@ impl<'a> Importer<'a> {
                 "integers on a grid of each image's own are read by nothing but products of integers",
             )
             .help("quantize statically, or export the float model"));
+        }
+        if slot.positive.is_some() {
+            let problem =
+                unsupported("a condition on computed values is read by nothing but `Where`, logic and casts to floats");
+            return Err(problem.help("cast it to float32, or write the choice as `Where`"));
         }
         if let Some(value) = slot.value {
             return Ok(value);

@@ -450,6 +450,41 @@ fn a_mask_of_lowest_numbers_is_added() {
     assert_eq!(result, (vec![2, 2], vec![1.0, f32::MIN, 3.0, f32::MIN]));
 }
 
+/// Conditions on what is computed, and all that reads them.
+#[test]
+fn a_choice_by_the_value_itself_is_a_select() {
+    let build = Build::new(18)
+        .input("x", &[D::Named("batch"), D::Is(5)])
+        .floats("one", &[], &[1.0])
+        .floats("two", &[5], &[2.0; 5])
+        .node("Neg", &["x"], &["n"], vec![])
+        .node("Greater", &["x", "one"], &["above"], vec![])
+        .node("Less", &["x", "two"], &["below"], vec![])
+        .node("GreaterOrEqual", &["x", "one"], &["least"], vec![])
+        .node("LessOrEqual", &["x", "two"], &["most"], vec![])
+        .node("And", &["above", "below"], &["open"], vec![])
+        .node("And", &["least", "most"], &["closed"], vec![])
+        .node("Not", &["closed"], &["outside"], vec![])
+        .node("Or", &["outside", "above"], &["any"], vec![])
+        .node("Where", &["open", "x", "n"], &["y0"], vec![])
+        .node("Where", &["closed", "x", "n"], &["y1"], vec![])
+        .node("Cast", &["any"], &["y2"], vec![int("to", 1)])
+        .output("y0")
+        .output("y1")
+        .output("y2");
+    let module = import_bytes(build.bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let x = [0.0, 1.0, 1.5, 2.0, 3.0];
+    let input = vitc_ir::eval::Tensor::f32(&[1, 5], x.to_vec());
+    let got = vitc_ir::eval::run(&module, &[input]).unwrap();
+    let want = [[0.0, -1.0, 1.5, -2.0, -3.0], [0.0, 1.0, 1.5, 2.0, -3.0], [1.0, 0.0, 1.0, 1.0, 1.0]];
+    for (got, want) in got.iter().zip(want) {
+        assert_eq!(got.data, vitc_ir::eval::Data::F32(want.to_vec()));
+    }
+    let read_otherwise = build.node("Neg", &["open"], &["bad"], vec![]).output("bad");
+    let error = import_bytes(read_otherwise.bytes(), None, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("a condition on computed values"), "{error}");
+}
+
 /// No register tokens are concatenated: nothing stands for them.
 #[test]
 fn an_expanded_tensor_without_elements_is_left_out() {

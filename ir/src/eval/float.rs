@@ -15,6 +15,7 @@ pub(super) fn eval(call: &Call) -> Evaluated {
             conv(attrs, call.operands, call.shape)
         }
         Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {} => binary(call),
+        Op::Select {} => select(call),
         Op::LayerNorm { epsilon, centred } => rows::layernorm(call, *epsilon, *centred),
         Op::LinearAttention { epsilon } => linear_attention::float(call, epsilon.0),
         Op::Softmax {} => rows::softmax(call.operands[0]),
@@ -80,6 +81,12 @@ fn binary(call: &Call) -> Evaluated {
         Op::Max {} => zip(a, b, shape, f32::max),
         _ => return misplaced(call),
     }))
+}
+
+fn select(call: &Call) -> Evaluated {
+    let &[c, a, b] = call.operands else { return misplaced(call) };
+    let chosen = zip((c.shape, c.f32()?), (a.shape, a.f32()?), call.shape, |c, a| (c > 0.0).then_some(a));
+    Ok(Data::F32(zip((call.shape, &chosen), (b.shape, b.f32()?), call.shape, |a, b| a.unwrap_or(b))))
 }
 
 /// A shape with its elements.

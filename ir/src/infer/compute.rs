@@ -40,6 +40,12 @@ pub(crate) fn binary_float(_: &Op, operands: &[&TensorType]) -> Inferred {
     Ok(TensorType::f32(broadcast(&operands[0].shape, &operands[1].shape)?))
 }
 
+pub(crate) fn select_float(_: &Op, operands: &[&TensorType]) -> Inferred {
+    want_float(operands)?;
+    let cases = broadcast(&operands[1].shape, &operands[2].shape)?;
+    Ok(TensorType::f32(broadcast(&operands[0].shape, &cases)?))
+}
+
 pub(crate) fn round_rows(op: &Op, operands: &[&TensorType]) -> Inferred {
     let Op::RoundRows { step, levels, codes, .. } = op else { unreachable!() };
     ensure(step.0 > 0.0 && step.0.is_finite(), || format!("step {} is not positive", step.0))?;

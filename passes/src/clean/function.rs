@@ -142,6 +142,13 @@ fn apply(op: &Op, v: &[f64]) -> Option<f64> {
         (Op::Pow {}, &[a, b]) => a.powf(b),
         (Op::Min {}, &[a, b]) => a.min(b),
         (Op::Max {}, &[a, b]) => a.max(b),
+        (Op::Select {}, &[c, a, b]) => {
+            if c > 0.0 {
+                a
+            } else {
+                b
+            }
+        }
         (Op::Neg {}, &[x]) => -x,
         (Op::Abs {}, &[x]) => x.abs(),
         (Op::Sqrt {}, &[x]) => x.sqrt(),

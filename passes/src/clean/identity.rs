@@ -95,9 +95,12 @@ pub(crate) fn drop_expand(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(op, &operands, d.loc(n))
 }
 
-/// Whether an op is a broadcasting function of two operands.
+/// Whether an op is a broadcasting function of more than one operand.
 pub(crate) fn is_broadcasting(op: &Op) -> bool {
-    matches!(op, Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {})
+    matches!(
+        op,
+        Op::Add {} | Op::Sub {} | Op::Mul {} | Op::Div {} | Op::Pow {} | Op::Min {} | Op::Max {} | Op::Select {}
+    )
 }
 
 /// `reshape(mean(x))` that puts back the dimensions of the mean to a mean that keeps them; likewise of sums and maxima, and with a

@@ -97,6 +97,7 @@ const RECOVER: &[(&str, Rule)] = &[
     ("gamma-after-norm", layernorm::gamma_after_norm),
     ("affine-before-turn", layernorm::affine_before_turn),
     ("softmax", softmax::recover_softmax),
+    ("softmax-of-logarithms", softmax::recover_softmax_of_logarithms),
     ("linear-attention", linear_attention::recover_linear_attention),
     ("function-by-value", function::recover_function),
 ];

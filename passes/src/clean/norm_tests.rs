@@ -274,6 +274,11 @@ fn less_largest(b: &mut Build, x: ValueId) -> ValueId {
     b.op(Op::Exp {}, &[x])
 }
 
+fn log_of_sum(b: &mut Build, e: ValueId, axis: usize) -> ValueId {
+    let s = sum(b, e, axis);
+    b.op(Op::Log {}, &[s])
+}
+
 #[test]
 fn softmax_is_one_op() {
     let spellings: &[(&str, usize, Spelling)] = &[
@@ -305,6 +310,34 @@ fn softmax_is_one_op() {
             let s = sum(b, e, 2);
             let s = b.shift(s, 1e-6);
             div(b, e, s)
+        }),
+        ("logarithm", 1, |b, x| {
+            let e = b.op(Op::Exp {}, &[x]);
+            let log = log_of_sum(b, e, 2);
+            let below = b.op(Op::Sub {}, &[x, log]);
+            b.op(Op::Exp {}, &[below])
+        }),
+        ("logarithm of what the largest was taken off", 1, |b, x| {
+            let m = b.op(Op::ReduceMax { axes: vec![2], keep: true }, &[x]);
+            let e = less_largest(b, x);
+            let log = log_of_sum(b, e, 2);
+            let log = b.add(log, m);
+            let below = b.op(Op::Sub {}, &[x, log]);
+            b.op(Op::Exp {}, &[below])
+        }),
+        ("logarithm and largest one after another", 1, |b, x| {
+            let m = b.op(Op::ReduceMax { axes: vec![2], keep: true }, &[x]);
+            let x = b.op(Op::Sub {}, &[x, m]);
+            let e = b.op(Op::Exp {}, &[x]);
+            let log = log_of_sum(b, e, 2);
+            let below = b.op(Op::Sub {}, &[x, log]);
+            b.op(Op::Exp {}, &[below])
+        }),
+        ("logarithm of columns", 0, |b, x| {
+            let e = b.op(Op::Exp {}, &[x]);
+            let log = log_of_sum(b, e, 1);
+            let below = b.op(Op::Sub {}, &[x, log]);
+            b.op(Op::Exp {}, &[below])
         }),
         ("columns", 0, |b, x| {
             let e = b.op(Op::Exp {}, &[x]);

@@ -1,5 +1,6 @@
 //! Softmax from the quotient that people write: `e = exp(x - max(x)); e / sum(e)`, also without the maximum, which changes nothing,
-//! and with a small number added to the sum, which is 1 at least where the maximum was taken off.
+//! and with a small number added to the sum, which is 1 at least where the maximum was taken off; and from the difference of
+//! logarithms, `exp(x - log(sum(exp(x))))`.
 
 use vitc_ir::{Op, ValueId};
 
@@ -31,6 +32,43 @@ pub(crate) fn recover_softmax(d: &mut Draft, n: usize) -> Option<ValueId> {
     let nodes: Vec<usize> = inner.filter_map(|v| d.def(v)).chain([n]).collect();
     let loc = d.join_locs(nodes);
     d.push(Op::Softmax {}, &[x], loc)
+}
+
+/// `exp(x - log_sum_exp(x))` to `softmax(x)`.
+pub(crate) fn recover_softmax_of_logarithms(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Exp {}, &[difference]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (Op::Sub {}, &[x, log]) = d.op_of(difference)? else { return None };
+    let mut used = vec![difference, log];
+    if log_sum_exp(d, log, &mut used)? != x {
+        return None;
+    }
+    let x = match d.op_of(x) {
+        Some((Op::Sub {}, &[whole, m])) if is_row(d, m, whole, |op| matches!(op, Op::ReduceMax { .. })) => whole,
+        _ => x,
+    };
+    let nodes: Vec<usize> = used.into_iter().filter_map(|v| d.def(v)).chain([n]).collect();
+    let loc = d.join_locs(nodes);
+    d.push(Op::Softmax {}, &[x], loc)
+}
+
+/// The `x` of which `v` is `log(sum(exp(x)))`, or `m + log(sum(exp(x - m)))`.
+fn log_sum_exp(d: &Draft, v: ValueId, used: &mut Vec<ValueId>) -> Option<ValueId> {
+    match d.op_of(v)? {
+        (Op::Log {}, &[sum]) => {
+            let (Op::ReduceSum { .. }, &[e]) = d.op_of(sum)? else { return None };
+            let (Op::Exp {}, &[x]) = d.op_of(e)? else { return None };
+            used.extend([sum, e]);
+            is_row(d, sum, e, |op| matches!(op, Op::ReduceSum { .. })).then_some(x)
+        }
+        (Op::Add {}, &[a, b]) => [(a, b), (b, a)].into_iter().find_map(|(log, m)| {
+            let (Op::Log {}, _) = d.op_of(log)? else { return None };
+            let difference = log_sum_exp(d, log, used)?;
+            let (Op::Sub {}, &[x, taken]) = d.op_of(difference)? else { return None };
+            used.extend([log, m, difference]);
+            (taken == m).then_some(x)
+        }),
+        _ => None,
+    }
 }
 
 /// Whether `v` is a reduction of the rows of `x` that keeps their dimension.

@@ -187,6 +187,10 @@ fn activation_functions_in_every_order() {
         }),
         ("gelu", tanh_gelu),
         ("gelu", tanh_gelu_of_products),
+        ("relu", |b, x| {
+            let none = b.scalar(0.0);
+            b.op(Op::Select {}, &[x, x, none])
+        }),
         ("silu", |b, x| {
             let s = b.op(Op::Sigmoid {}, &[x]);
             b.mul(s, x)

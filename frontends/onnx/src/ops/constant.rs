@@ -87,6 +87,11 @@ fn cast_like(call: &mut Call<'_, '_>) -> Fallible<()> {
 
 fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
     let slot = call.slot(0)?;
+    if let Some(condition) = slot.positive.filter(|_| tensor::is_float(to)) {
+        let number = super::logic::choose(call, condition, [1.0, 0.0])?;
+        call.give_value(number);
+        return Ok(());
+    }
     if let Some(value) = slot.value.filter(|&v| call.importer.module.ty(v).elem != Elem::F32) {
         return cast_integers(call, value, to);
     }

@@ -28,6 +28,12 @@ fn choose(call: &mut Call<'_, '_>) -> Fallible<()> {
         call.give_value(guarded);
         return Ok(());
     }
+    if let Some(condition) = call.slot(0)?.positive {
+        let cases = [call.tensor(1)?, call.tensor(2)?];
+        let value = super::logic::select(call, condition, cases)?;
+        call.give_value(value);
+        return Ok(());
+    }
     // The condition may be unknown when both cases are the same; nothing else can be done without it.
     let (mask, _) = call.content_of_image(0, "the condition")?;
     let (a, b) = (call.known_or_repeated(1, 1 << 20)?, call.known_or_repeated(2, 1 << 20)?);

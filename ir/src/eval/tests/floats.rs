@@ -89,6 +89,16 @@ fn powers_with_the_usual_exponents() {
     assert_close(&pow(vec![1.0, 3.0, -1.0]), &[0.5, 8.0, 1.0 / 9.0], 1e-6);
 }
 
+#[test]
+fn select_leaves_alone_what_it_does_not_choose() {
+    let c = Tensor::f32(&[3, 1], vec![1.0, 0.0, f32::NAN]);
+    let a = Tensor::f32(&[1, 2], vec![5.0, f32::INFINITY]);
+    let b = Tensor::f32(&[1], vec![7.0]);
+    assert_eq!(floats(Op::Select {}, &[c, a, b]), [5.0, f32::INFINITY, 7.0, 7.0, 7.0, 7.0]);
+    let a = Tensor::f32(&[1], vec![f32::NAN]);
+    assert_eq!(floats(Op::Select {}, &[Tensor::f32(&[1], vec![-1.0]), a, Tensor::f32(&[1], vec![2.0])]), [2.0]);
+}
+
 /// The definition, in double precision.
 fn product(a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
     let dot = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum();
