@@ -95,6 +95,20 @@ pub(crate) fn drop_expand(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(op, &operands, d.loc(n))
 }
 
+/// A constant of equal elements as one element, where that is all that a choice or a bound is: what is a function of one value and
+/// numbers is one of few kernels.
+pub(crate) fn one_number(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let node = d.node(n);
+    if !matches!(node.op, Op::Min {} | Op::Max {} | Op::Select {}) {
+        return None;
+    }
+    let (op, mut operands, shape) = (node.op.clone(), node.operands.clone(), d.shape(node.result).clone());
+    let slot = operands.iter().position(|&v| d.scalar(v).is_none() && d.uniform(v).is_some())?;
+    operands[slot] = d.floats("number", &[1], &[d.uniform(operands[slot])? as f32]);
+    let result = d.push(op, &operands, d.loc(n))?;
+    (*d.shape(result) == shape).then_some(result)
+}
+
 /// Whether an op is a broadcasting function of more than one operand.
 pub(crate) fn is_broadcasting(op: &Op) -> bool {
     matches!(

@@ -86,6 +86,7 @@ const SIMPLIFY: &[(&str, Rule)] = &[
     ("reciprocal-product", identity::reciprocal_product),
     ("square", identity::square),
     ("drop-expand", identity::drop_expand),
+    ("one-number", identity::one_number),
     ("keep-dimension", identity::keep_dimension),
     ("mean-of-sum", identity::mean_of_sum),
 ];

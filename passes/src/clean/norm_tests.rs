@@ -333,6 +333,17 @@ fn softmax_is_one_op() {
             let below = b.op(Op::Sub {}, &[x, log]);
             b.op(Op::Exp {}, &[below])
         }),
+        ("logarithm with bounds", 1, |b, x| {
+            let m = b.op(Op::ReduceMax { axes: vec![2], keep: true }, &[x]);
+            let x = b.op(Op::Sub {}, &[x, m]);
+            let e = b.op(Op::Exp {}, &[x]);
+            let s = sum(b, e, 2);
+            let s = b.op(Op::Clip { lo: 1.0.into(), hi: 8.0.into() }, &[s]);
+            let log = b.op(Op::Log {}, &[s]);
+            let minus = b.op(Op::Neg {}, &[log]);
+            let below = b.add(x, minus);
+            b.op(Op::Exp {}, &[below])
+        }),
         ("logarithm of columns", 0, |b, x| {
             let e = b.op(Op::Exp {}, &[x]);
             let log = log_of_sum(b, e, 1);

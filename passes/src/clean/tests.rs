@@ -191,6 +191,10 @@ fn activation_functions_in_every_order() {
             let none = b.scalar(0.0);
             b.op(Op::Select {}, &[x, x, none])
         }),
+        ("relu", |b, x| {
+            let none = b.values(&[1, 3, 40], &[0.0; 120]);
+            b.op(Op::Max {}, &[x, none])
+        }),
         ("silu", |b, x| {
             let s = b.op(Op::Sigmoid {}, &[x]);
             b.mul(s, x)
