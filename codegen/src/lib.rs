@@ -43,7 +43,7 @@ pub use isa::Tier;
 pub use kernel::Kernel;
 pub use peak::{Peak, peak};
 pub use predict::{Predicted, Prediction, predict};
-pub use view::{is_row_view_supported, is_view_supported};
+pub use view::{is_operand_view_supported, is_view_supported};
 
 #[cfg(test)]
 mod testing;

@@ -367,9 +367,32 @@ pub fn is_view_supported(module: &Module, node: usize, views: &[bool]) -> bool {
     })
 }
 
-/// Whether a product can read `value`, seen through the nodes `views`, as its left side: row by row, each row by a pattern of its
-/// own.
-pub fn is_row_view_supported(module: &Module, value: ValueId, views: &[bool]) -> bool {
+/// Whether node `node`, a product or attention, can read operand `operand` in place through those of the nodes `views` that lead to it:
+/// a left side row by row, each row by a pattern of its own; a right side of two activations with one stride along either dimension.
+pub fn is_operand_view_supported(module: &Module, node: usize, operand: usize, views: &[bool]) -> bool {
+    let node = &module.nodes[node];
+    let value = node.operands[operand];
+    let straight = |dims: usize| is_straight(module, value, views, dims);
+    match (&node.op, operand) {
+        (Op::FusedMatMul { .. }, 0) if module.const_of(node.operands[1]).is_some() => is_row_view(module, value, views),
+        (Op::FusedMatMul { .. }, 0) => true,
+        (Op::FusedMatMul { .. }, 1) => module.const_of(node.operands[1]).is_none() && straight(2),
+        (Op::FusedAttention { .. }, 0) => straight(1),
+        (Op::FusedAttention { .. } | Op::IntLinearAttention { .. }, 0..3) => straight(2),
+        _ => false,
+    }
+}
+
+/// Whether `value`, seen through the nodes `views`, has one stride along each of its matrices' two dimensions, or (`dims` 1) from row
+/// to row of them.
+fn is_straight(module: &Module, value: ValueId, views: &[bool], dims: usize) -> bool {
+    let one = |factors: &Vec<Factor>| factors.len() <= 1 && factors.iter().all(|f| f.stride.as_fixed().is_some());
+    let matrix = |view: &View| view.dims[view.dims.len() - 2..].iter().take(dims).all(one);
+    resolve_through(module, value, &|n| views[n]).is_ok_and(|(_, view)| matrix(&view))
+}
+
+/// Whether a product with weights can read `value`, seen through the nodes `views`, row by row.
+fn is_row_view(module: &Module, value: ValueId, views: &[bool]) -> bool {
     let readable = || -> Option<bool> {
         let (_, view) = resolve_through(module, value, &|n| views[n]).ok()?;
         let (columns, rows) = view.dims.split_last()?;

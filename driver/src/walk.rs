@@ -150,7 +150,7 @@ fn room(module: Module, options: &WalkOptions, journal: &mut Journal) -> Result<
             let target = Target {
                 weight_layout: &vitc_codegen::weight_layout,
                 is_view: &vitc_codegen::is_view_supported,
-                is_row_view: &vitc_codegen::is_row_view_supported,
+                is_operand_view: &vitc_codegen::is_operand_view_supported,
             };
             plan::run(&module, &target).map_err(unsupported)
         }

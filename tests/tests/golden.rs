@@ -89,7 +89,7 @@ fn pass(module: &Module, options: &BTreeMap<&str, &str>) -> Result<Outcome, Stri
             let target = Target {
                 weight_layout: &vitc_codegen::weight_layout,
                 is_view: &vitc_codegen::is_view_supported,
-                is_row_view: &vitc_codegen::is_row_view_supported,
+                is_operand_view: &vitc_codegen::is_operand_view_supported,
             };
             (plan::run(module, &target).map_err(listed)?, BTreeMap::new())
         }

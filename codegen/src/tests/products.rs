@@ -317,9 +317,30 @@ fn rows_of_patches() {
         let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
         let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 36);
         let y = matmul(&mut m, a, w, (7, 0), l, &[scale], Elem::I16);
-        assert!(crate::is_row_view_supported(&m, a, &vec![true; m.nodes.len()]));
+        let product = m.nodes.len() - 1;
+        assert!(crate::is_operand_view_supported(&m, product, 0, &vec![true; m.nodes.len()]));
         check(&mut m, y, 6, &[]);
     }
+}
+
+/// The right side of a product of two activations has one stride along either dimension, or it is copied.
+#[test]
+fn a_right_side_of_split_dimensions_is_no_view() {
+    let mut m = module();
+    let mut r = Random(78);
+    let x = input(&mut m, Elem::U8, batched(&[2, 6, 5, 6]));
+    let turned = view(&mut m, Op::Transpose { perm: vec![0, 1, 3, 2, 4] }, &[x]);
+    for (rows, columns) in [(10, 36), (60, 6)] {
+        let a = input(&mut m, Elem::U8, batched(&[3, rows]));
+        let b = view(&mut m, Op::Reshape { shape: batched(&[rows, columns]) }, &[turned]);
+        let scale = random_constant(&mut m, &mut r, Elem::I32, &[columns], 1 << 29, 1 << 30);
+        let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 36);
+        matmul(&mut m, a, b, (0, 0), l, &[scale], Elem::I16);
+    }
+    let all = vec![true; m.nodes.len()];
+    let products = (0..m.nodes.len()).filter(|&n| matches!(m.nodes[n].op, Op::FusedMatMul { .. }));
+    assert!(products.clone().all(|n| !crate::is_operand_view_supported(&m, n, 1, &all)));
+    assert!(products.clone().all(|n| crate::is_operand_view_supported(&m, n, 0, &all)));
 }
 
 /// Bytes at a multiple of 64, as those of an artifact are.

@@ -450,7 +450,7 @@ fn check(rule: &super::rule::Rule, seed: u64) {
 fn later_rooms_keep_the_bits(rule: &str, lowered: &Module, inputs: &[Tensor]) {
     let layout = |_, _| vitc_ir::layout::Layout::Dot4 { columns: 8 };
     let target =
-        crate::plan::Target { weight_layout: &layout, is_view: &|_, _, _| false, is_row_view: &|_, _, _| false };
+        crate::plan::Target { weight_layout: &layout, is_view: &|_, _, _| false, is_operand_view: &|_, _, _, _| false };
     let expected = eval::run(lowered, inputs).unwrap();
     let (fused, _) = crate::fuse::run(lowered).unwrap_or_else(|e| panic!("{rule}: {e}"));
     let planned = crate::plan::run(&fused, &target).unwrap();

@@ -22,8 +22,8 @@ pub struct Target<'a> {
     pub weight_layout: &'a dyn Fn(usize, usize) -> Layout,
     /// Whether that movement node can read its operand through those nodes before it that are views.
     pub is_view: &'a dyn Fn(&Module, usize, &[bool]) -> bool,
-    /// Whether the rows of that value can be read one by one by a product through those nodes that are views.
-    pub is_row_view: &'a dyn Fn(&Module, ValueId, &[bool]) -> bool,
+    /// Whether that product or attention can read that operand through those nodes before it that are views.
+    pub is_operand_view: &'a dyn Fn(&Module, usize, usize, &[bool]) -> bool,
 }
 
 /// Alignment of places in the arena, one cache line.
@@ -74,12 +74,9 @@ fn views(module: &Module, target: &Target<'_>) -> Vec<bool> {
 /// Whether node `n` can read its operand `i` through views. Products and attention can, since they walk the left side row by
 /// row and pack the right side of two activations; copies can too.
 fn reads_through(module: &Module, n: usize, i: usize, views: &[bool], target: &Target<'_>) -> bool {
-    let node = &module.nodes[n];
-    match node.op {
-        Op::FusedMatMul { .. } if module.const_of(node.operands[1]).is_none() => i < 2,
-        Op::FusedMatMul { .. } => i == 0 && (target.is_row_view)(module, node.operands[0], views),
-        Op::FusedAttention { .. } | Op::IntLinearAttention { .. } => i < 3,
-        _ => node.op.class() == Class::Move && (target.is_view)(module, n, views),
+    match module.nodes[n].op.class() {
+        Class::Move => (target.is_view)(module, n, views),
+        _ => (target.is_operand_view)(module, n, i, views),
     }
 }
 

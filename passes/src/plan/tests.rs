@@ -1,7 +1,7 @@
 //! Regions of small plans, and that their memory is not shared.
 
 use vitc_ir::layout::Layout;
-use vitc_ir::{Module, text, verify};
+use vitc_ir::{Module, Op, text, verify};
 
 use super::{Target, run};
 
@@ -36,9 +36,12 @@ fn plan(source: &str) -> Module {
     let module = text::parse(source, Default::default()).unwrap();
     verify::verify(&module).unwrap();
     let layout = |_: usize, _: usize| Layout::Dot4 { columns: 8 };
-    let planned =
-        run(&module, &Target { weight_layout: &layout, is_view: &|_, _, _| true, is_row_view: &|_, _, _| false })
-            .unwrap();
+    let is_operand_view = |m: &Module, n: usize, i: usize, _: &[bool]| {
+        let node = &m.nodes[n];
+        matches!(node.op, Op::FusedMatMul { .. }) && m.const_of(node.operands[1]).is_none() && i < 2
+    };
+    let target = Target { weight_layout: &layout, is_view: &|_, _, _| true, is_operand_view: &is_operand_view };
+    let planned = run(&module, &target).unwrap();
     verify::verify(&planned).unwrap();
     planned
 }
