@@ -16,6 +16,9 @@ use bytes::Bytes;
 use vitc_ir::layout::Layout;
 use vitc_ir::{Class, Const, Def, Diagnostic, Diagnostics, Elem, Module, Node, Op, Stage, ValueId};
 
+/// Whether a node can read that operand through those nodes before it that are views.
+type IsOperandView = dyn Fn(&Module, usize, usize, &[bool]) -> bool;
+
 /// What the planner must know of the code generator.
 pub struct Target<'a> {
     /// Layout in which the weights [k, n] of a matrix product are streamed when they take whole bytes.
@@ -23,7 +26,7 @@ pub struct Target<'a> {
     /// Whether that movement node can read its operand through those nodes before it that are views.
     pub is_view: &'a dyn Fn(&Module, usize, &[bool]) -> bool,
     /// Whether that product or attention can read that operand through those nodes before it that are views.
-    pub is_operand_view: &'a dyn Fn(&Module, usize, usize, &[bool]) -> bool,
+    pub is_operand_view: &'a IsOperandView,
 }
 
 /// Alignment of places in the arena, one cache line.
