@@ -213,6 +213,22 @@ pub(crate) fn sink_scale(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(Op::Mul {}, &[product, c], scale_loc)
 }
 
+/// `(a b) * c` to `(a * c) b` for a factor of each head, as cosine attention has it: scores then are a product and biases, and become
+/// one op with the softmax behind them. An error of a score weighs the same in every head, so one scale serves `a * c` of all.
+pub(crate) fn lift_head_scale(d: &mut Draft, n: usize) -> Option<ValueId> {
+    let (Op::Mul {}, &[v, c]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };
+    let (Op::MatMul {}, &[a, b]) = d.op_of(v)? else { return None };
+    let whole = |v: ValueId| d.shape(v).0.len() == d.shape(d.node(n).result).0.len();
+    let heads = d.is_const(c) && d.scalar(c).is_none() && d.shape(c).0.iter().rev().take(2).all(|&s| s == 1.into());
+    if !heads || d.is_const(a) || d.is_const(b) || !d.used_once(v) || !whole(a) || !whole(v) {
+        return None;
+    }
+    let from = d.def(v)?;
+    let scaled = d.push(Op::Mul {}, &[a, c], d.loc(n))?;
+    let same = d.shape(scaled) == d.shape(a);
+    same.then(|| d.push(Op::MatMul {}, &[scaled, b], d.loc(from)))?
+}
+
 /// `(x * a) * b` to `x * (a b)` for scalars.
 pub(crate) fn merge_scales(d: &mut Draft, n: usize) -> Option<ValueId> {
     let (Op::Mul {}, &[v, b]) = (&d.node(n).op, &d.node(n).operands[..]) else { return None };

@@ -95,15 +95,18 @@ pub(crate) fn drop_expand(d: &mut Draft, n: usize) -> Option<ValueId> {
     d.push(op, &operands, d.loc(n))
 }
 
-/// A constant of equal elements as one element, where that is all that a choice or a bound is: what is a function of one value and
-/// numbers is one of few kernels.
+/// A constant of equal elements as one element, where that is all that a choice, a bound or a factor of each head is: what is a
+/// function of one value and numbers is one of few kernels, and a factor of one element moves furthest.
 pub(crate) fn one_number(d: &mut Draft, n: usize) -> Option<ValueId> {
     let node = d.node(n);
-    if !matches!(node.op, Op::Min {} | Op::Max {} | Op::Select {}) {
-        return None;
-    }
+    let heads = |v: ValueId| d.shape(v).0.last() == Some(&1.into());
+    let fits = |v: ValueId| match node.op {
+        Op::Min {} | Op::Max {} | Op::Select {} => true,
+        Op::Mul {} => heads(v),
+        _ => false,
+    };
     let (op, mut operands, shape) = (node.op.clone(), node.operands.clone(), d.shape(node.result).clone());
-    let slot = operands.iter().position(|&v| d.scalar(v).is_none() && d.uniform(v).is_some())?;
+    let slot = operands.iter().position(|&v| fits(v) && d.scalar(v).is_none() && d.uniform(v).is_some())?;
     operands[slot] = d.floats("number", &[1], &[d.uniform(operands[slot])? as f32]);
     let result = d.push(op, &operands, d.loc(n))?;
     (*d.shape(result) == shape).then_some(result)

@@ -111,6 +111,7 @@ const ABSORB: &[(&str, Rule)] = &[
     ("scale-into-weights", affine::absorb_scale),
     ("scale-into-rows", affine::absorb_scale_below),
     ("scale-after-product", affine::sink_scale),
+    ("scale-of-heads", affine::lift_head_scale),
     ("reshape-rows-first", rows::reshape_rows_first),
     ("batch-first", rows::batch_first),
     ("batch-first-stream", rows::batch_first_stream),

@@ -244,6 +244,8 @@ enum Scale {
     OnBoth,
     After,
     DivideAfter,
+    /// One factor for each head, as in cosine attention.
+    OfHeads([f32; HEADS]),
 }
 
 const TOKENS: usize = 5;
@@ -269,6 +271,10 @@ fn attention(b: &mut Build, q: ValueId, k: ValueId, v: ValueId, scale: Scale) ->
     if scale == Scale::DivideAfter {
         let c = b.scalar(1.0 / factor);
         scores = b.op(Op::Div {}, &[scores, c]);
+    }
+    if let Scale::OfHeads(factors) = scale {
+        let c = b.values(&[HEADS, 1, 1], &factors);
+        scores = b.mul(scores, c);
     }
     let map = b.softmax(scores);
     let mixed = b.op(Op::MatMul {}, &[map, v]);
@@ -297,7 +303,7 @@ fn joint_attention(b: &mut Build, x: ValueId, scale: Scale) -> ValueId {
 
 #[test]
 fn attention_from_one_product_with_any_scale() {
-    for scale in [Scale::OnQ, Scale::OnBoth, Scale::After, Scale::DivideAfter] {
+    for scale in [Scale::OnQ, Scale::OnBoth, Scale::After, Scale::DivideAfter, Scale::OfHeads([0.3; HEADS])] {
         let mut b = Build::new(11);
         let x = b.input(&[TOKENS, WIDTH]);
         let y = joint_attention(&mut b, x, scale);
@@ -307,6 +313,21 @@ fn attention_from_one_product_with_any_scale() {
         assert_eq!(count(m, "mul") + count(m, "slice") + count(m, "add"), 0, "{scale:?}");
         assert_eq!((count(m, "transpose"), count(m, "reshape")), (4, 4), "{scale:?}");
     }
+}
+
+/// A factor of each head is one of q, so that scores are a product.
+#[test]
+fn a_factor_of_each_head_leaves_the_scores() {
+    let mut b = Build::new(14);
+    let x = b.input(&[TOKENS, WIDTH]);
+    let y = joint_attention(&mut b, x, Scale::OfHeads([0.3, 1.0, 4.0]));
+    let m = clean(&b.done(y)).module;
+    assert_eq!((projections(&m), count(&m, "matmul"), count(&m, "mul")), (4, 6, 1));
+    let softmax = m.nodes.iter().find(|n| n.op == Op::Softmax {}).unwrap();
+    let scores = m.node_of(softmax.operands[0]).unwrap();
+    let q = m.node_of(scores.operands[0]).unwrap();
+    assert_eq!((scores.op.name(), q.op.name()), ("matmul", "mul"));
+    assert_eq!(m.ty(q.result).shape, batched(&[HEADS, TOKENS, DEPTH]));
 }
 
 #[test]
