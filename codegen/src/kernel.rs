@@ -25,6 +25,7 @@ use crate::sum::AxisSum;
 use crate::wide::asm::{Assembled, Fault};
 use crate::wide::attention::WideAttention;
 use crate::wide::depthwise::WideDepthwise;
+use crate::wide::exp::WideExp;
 use crate::wide::gemm::WideGemm;
 use crate::wide::linear::WideLinear;
 use crate::wide::map::WideMap;
@@ -50,6 +51,7 @@ pub(crate) enum Spec {
     Pixels(Pixels),
     Rows(Rows),
     WideNorm(WideNorm),
+    WideExp(WideExp),
     WidePeak(WidePeak),
     AxisSum(AxisSum),
 }
@@ -73,6 +75,7 @@ impl Spec {
             Spec::Pixels(s) => s.emit(e),
             Spec::Rows(s) => s.emit(e),
             Spec::WideNorm(s) => s.emit(e),
+            Spec::WideExp(s) => s.emit(e),
             Spec::WidePeak(s) => s.emit(e),
             Spec::AxisSum(s) => s.emit(e),
         }
@@ -88,6 +91,7 @@ impl Spec {
                 | Spec::WideDepthwise(_)
                 | Spec::WideMap(_)
                 | Spec::WideNorm(_)
+                | Spec::WideExp(_)
                 | Spec::WidePeak(_)
         )
     }
@@ -116,6 +120,7 @@ impl Spec {
             Spec::WideMap(s) => Ok(vec![s.assemble()?]),
             Spec::WideLinear(s) => Ok(vec![s.assemble()?]),
             Spec::WideNorm(s) => Ok(vec![s.assemble()?]),
+            Spec::WideExp(s) => Ok(vec![s.assemble()?]),
             Spec::WidePeak(s) => Ok(vec![s.assemble()?]),
             _ => Ok(Vec::new()),
         }

@@ -10,6 +10,7 @@ use crate::operand::{Columns, Operand};
 use crate::rows::{Elements, Rows, Work, exp_table};
 use crate::sum::AxisSum;
 use crate::view::{Lin, View};
+use crate::wide::exp::WideExp;
 use crate::wide::norm::WideNorm;
 use crate::wide::peak::WidePeak;
 
@@ -49,7 +50,14 @@ impl<M: Backend> Planner<'_, M> {
         let items = extent(product_of(&sizes)?);
         let name = format!("{}_{}__c{c}", node.op.name().trim_start_matches("int."), x.elem.name());
         let rows = Rows { sizes, c, operands, work };
-        let wide = WideNorm::of(&rows).map(Spec::WideNorm).or_else(|| WidePeak::of(&rows).map(Spec::WidePeak));
+        let wide = match node.op {
+            Op::IntExp { table_bits, .. } => {
+                let table = self.const_of(node.operands[1]).ok_or("the table is not constant")?.ints();
+                WideExp::of(&rows, &table, table_bits).map(Spec::WideExp)
+            }
+            Op::IntLayerNorm { .. } => WideNorm::of(&rows).map(Spec::WideNorm),
+            _ => WidePeak::of(&rows).map(Spec::WidePeak),
+        };
         let spec = self.widest(wide, Spec::Rows(rows))?;
         self.step(Call { spec, name, args, items, grain: 1, macs: 0 })
     }

@@ -14,12 +14,14 @@ fn exp_table_of(f: u32, bits: u32) -> Vec<i64> {
 fn exponentials() {
     for c in SIZES {
         for elem in [Elem::I32, Elem::I16, Elem::I8] {
-            let mut m = module();
-            let x = input(&mut m, elem, batched(&[3, c]));
-            let t = constant(&mut m, Elem::I32, &[32], &exp_table_of(5, 20));
-            let op = Op::IntExp { limit: 30000, multiplier: 70000, shift: 12, table_bits: 20 };
-            let y = node(&mut m, op, &[x, t]);
-            check(&mut m, y, 1, &[]);
+            // differences and multipliers of more than 16 bits, of 16 at most with a shift of more than a word, and of one
+            for (limit, multiplier, shift) in [(30_000, 70_000, 12), (65_000, 33_000, 22), (2000, 9000, 16)] {
+                let mut m = module();
+                let x = input(&mut m, elem, batched(&[3, c]));
+                let t = constant(&mut m, Elem::I32, &[32], &exp_table_of(5, 20));
+                let y = node(&mut m, Op::IntExp { limit, multiplier, shift, table_bits: 20 }, &[x, t]);
+                check(&mut m, y, 1, &[]);
+            }
         }
     }
 }

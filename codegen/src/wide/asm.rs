@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use cranelift_codegen::ir::Value;
 use iced_x86::code_asm::{
     AsmMemoryOperand, AsmRegister64, AsmRegisterK, AsmRegisterXmm, AsmRegisterYmm, AsmRegisterZmm, CodeAssembler,
-    CodeLabel, registers,
+    CodeLabel, dword_ptr, registers,
 };
 use iced_x86::{IcedError, Register};
 use vitc_ir::Dim;
@@ -168,6 +168,12 @@ pub(crate) fn call_by_rows(e: &mut Emit<'_>, sizes: &[Dim], operands: &[Operand]
         block.push(count);
         e.call_leaf(0, &block);
     });
+}
+
+/// A constant in every double word.
+pub(crate) fn spread(asm: &mut Asm, to: AsmRegisterZmm, v: i64) -> Assembled {
+    let from = dword_ptr(asm.bytes(&(v as i32).to_le_bytes()));
+    Ok(asm.c.vpbroadcastd(to, from)?)
 }
 
 /// Mask registers of the last columns of a row, in vectors of 32 elements and of 16.

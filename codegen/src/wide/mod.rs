@@ -8,6 +8,7 @@ pub(crate) mod asm;
 pub(crate) mod attention;
 pub(crate) mod depthwise;
 mod dot;
+pub(crate) mod exp;
 pub(crate) mod gemm;
 pub(crate) mod lane;
 pub(crate) mod linear;

@@ -23,15 +23,16 @@ mod softmax;
 
 use cranelift_codegen::ir::{InstBuilder, Value};
 use iced_x86::code_asm::registers::gpr64::{rax, rdi};
-use iced_x86::code_asm::{AsmMemoryOperand, AsmRegisterZmm, dword_ptr, qword_ptr};
+use iced_x86::code_asm::{AsmMemoryOperand, qword_ptr};
 use vitc_ir::{Dim, Elem};
 
 use self::pack::Pack;
 use self::rows::Rows;
 use self::scores::{BLOCK, Cut, Scores};
-use self::softmax::{Biases, Exp, Softmax};
+use self::softmax::{Biases, Softmax};
 use super::asm::{Asm, Assembled, at, k};
 use super::dot::TILE;
+use super::exp::Exp;
 use super::gemm::{WideGemm, clear, flip_signs};
 use super::lane::{LANES, ROW, is_supported};
 use crate::attention::{Attention, biases_at};
@@ -434,12 +435,6 @@ fn slot(n: usize) -> AsmMemoryOperand {
 /// The order in which four lanes of four double words become their transpose.
 fn transposed() -> [u32; LANES] {
     std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32)
-}
-
-/// A constant in every double word.
-fn spread(asm: &mut Asm, to: AsmRegisterZmm, v: i64) -> Assembled {
-    let from = dword_ptr(asm.bytes(&(v as i32).to_le_bytes()));
-    Ok(asm.c.vpbroadcastd(to, from)?)
 }
 
 /// Sets a mask register. Clobbers rax.

@@ -9,8 +9,8 @@
 use iced_x86::code_asm::registers::gpr64::{r9, rax, rcx, rdx, rsi};
 use iced_x86::code_asm::{xmmword_ptr, zmmword_ptr};
 
-use super::{NOTHING, Panels, TAIL, set_mask, slot, spread, transposed};
-use crate::wide::asm::{Asm, Assembled, at, x, z};
+use super::{NOTHING, Panels, TAIL, set_mask, slot, transposed};
+use crate::wide::asm::{Asm, Assembled, at, spread, x, z};
 use crate::wide::lane::{LANES, ROW, VECTORS};
 
 /// The leaf's block.

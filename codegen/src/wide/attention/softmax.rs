@@ -9,18 +9,15 @@
 //!   for row                       one division
 //! ```
 //!
-//! The exponential, sixteen bits wide: `t = min(d * multiplier >> shift, t(limit))`, where `d` and `multiplier` fit 16 bits by
-//! one high product. With `T` the table shifted right until it fits 16 bits, its shift is
-//! `(T[t mod 2^f] >> (t >> f)) + dither >> 8`: right shifts compose, so the bits that `T` has lost change nothing. That is
-//! `vpermi2w`, `vpsrlvw`, an addition and a shift.
+//! The exponential is that of [`crate::wide::exp`].
 
 use iced_x86::code_asm::registers::gpr64::{r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rdx};
 use iced_x86::code_asm::{AsmRegister64, AsmRegisterZmm, dword_ptr, registers, zmmword_ptr};
 
-use super::{set_mask, slot, spread, transposed};
-use crate::rows::Work;
-use crate::wide::asm::{Asm, Assembled, at, x, z};
+use super::{set_mask, slot, transposed};
+use crate::wide::asm::{Asm, Assembled, at, spread, x, z};
 use crate::wide::dot;
+use crate::wide::exp::{Exp, dither};
 use crate::wide::lane::{LANES, ROW};
 
 /// The registers that are combined with.
@@ -31,51 +28,13 @@ const ROWS: [u8; 4] = [10, 11, 12, 13];
 const MAXIMA: u8 = 14;
 const SUMS: u8 = 15;
 const MAX: u8 = 16;
-const MULTIPLIER: u8 = 17;
-const LIMIT: u8 = 18;
-const LAST: u8 = 19;
 const ORDER: u8 = 22;
 const ONES: u8 = 23;
 const ZERO: u8 = 25;
-const TABLE: u8 = 26;
 /// The mask of the last keys' scores, set when rows begin: lane programs use the register as well.
 const LAST_KEYS: u8 = 1;
 /// Most keys of rows that are handled in groups: their code is laid out row by row.
 const GROUPED_KEYS: usize = 256;
-
-/// The exponential as the leaf computes it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Exp {
-    limit: i64,
-    multiplier: i64,
-    shift: u32,
-    /// The table in sixteen bits, repeated to 64 entries.
-    table: Vec<u16>,
-    /// Bits of an index into the table before it was repeated.
-    bits: u32,
-}
-
-impl Exp {
-    pub(super) fn of(work: &Work, table: &[i64], table_bits: u32) -> Option<Exp> {
-        let Work::Exp { limit, multiplier, shift, .. } = *work else { return None };
-        let narrow =
-            |v: i64| u16::try_from(if table_bits >= 8 { v >> (table_bits - 8) } else { v << (8 - table_bits) });
-        let one: Vec<u16> = table.iter().map(|&v| narrow(v).ok()).collect::<Option<_>>()?;
-        let fits = one.len().is_power_of_two() && one.len() <= 64 && limit <= i32::MAX.into();
-        let bits = one.len().trailing_zeros();
-        fits.then(|| Exp { limit, multiplier, shift, table: one.into_iter().cycle().take(64).collect(), bits })
-    }
-
-    /// Whether differences and multiplier fit 16 bits.
-    fn is_short(&self) -> bool {
-        self.limit <= 0xffff && self.multiplier <= 0xffff && (16..32).contains(&self.shift)
-    }
-
-    /// The largest `t`; beyond, the result is zero as well.
-    fn last(&self) -> i64 {
-        ((self.limit * self.multiplier) >> self.shift).min(60_000)
-    }
-}
 
 /// What the code for rows depends on. The mask `TAIL` has the last keys' bytes.
 pub(super) struct Softmax<'e> {
@@ -224,18 +183,9 @@ impl Softmax<'_> {
 
     /// What the exponential keeps in registers.
     fn load_exp(&self, asm: &mut Asm) -> Assembled {
-        let e = self.exp;
-        let words = |v: i64| v << 16 | v;
-        let multiplier = if e.is_short() { words(e.multiplier) } else { e.multiplier };
-        for (register, value) in
-            [(MULTIPLIER, multiplier), (LIMIT, e.limit), (LAST, words(e.last())), (ONES, 0x0101_0101), (ZERO, 0)]
-        {
+        self.exp.load(asm)?;
+        for (register, value) in [(ONES, 0x0101_0101), (ZERO, 0)] {
             spread(asm, z(register), value)?;
-        }
-        let table: Vec<u8> = e.table.iter().flat_map(|v| v.to_le_bytes()).collect();
-        for (register, half) in [(TABLE, &table[..64]), (TABLE + 1, &table[64..])] {
-            let half = zmmword_ptr(asm.bytes(half));
-            asm.c.vmovdqu64(z(register), half)?;
         }
         let order = asm.dwords(transposed());
         asm.c.vmovdqu32(z(ORDER), order)?;
@@ -250,9 +200,7 @@ impl Softmax<'_> {
             let from = zmmword_ptr(at(r10, scores + (4 * first + 64 * v) as i64));
             asm.c.vpsubd(z(v as u8), z(MAX), from)?;
             if !self.exp.is_short() {
-                asm.c.vpminud(z(v as u8), z(v as u8), z(LIMIT))?;
-                asm.c.vpmulld(z(v as u8), z(v as u8), z(MULTIPLIER))?;
-                asm.c.vpsrld(z(v as u8), z(v as u8), self.exp.shift)?;
+                self.exp.scale_long(asm, v as u8)?;
             }
         }
         // Vectors that are missing repeat others; the mask takes their keys out.
@@ -272,21 +220,8 @@ impl Softmax<'_> {
 
     /// The exponential of the words of register `n`, keys `first` and on, in register `n + 2`.
     fn exponential(&self, asm: &mut Asm, n: u8, first: usize) -> Assembled {
-        if self.exp.is_short() {
-            asm.c.vpmulhuw(z(n), z(n), z(MULTIPLIER))?;
-            if self.exp.shift > 16 {
-                asm.c.vpsrlw(z(n), z(n), self.exp.shift - 16)?;
-            }
-        }
-        asm.c.vpminuw(z(n), z(n), z(LAST))?;
-        asm.c.vmovdqa64(z(n + 2), z(n))?;
-        asm.c.vpermi2w(z(n + 2), z(TABLE), z(TABLE + 1))?;
-        asm.c.vpsrlw(z(n), z(n), self.exp.bits)?;
-        asm.c.vpsrlvw(z(n + 2), z(n + 2), z(n))?;
-        let dither = asm.bytes(&packed_dither(first));
-        asm.c.vpaddw(z(n + 2), z(n + 2), zmmword_ptr(dither))?;
-        asm.c.vpsrlw(z(n + 2), z(n + 2), 8)?;
-        Ok(())
+        let dither = zmmword_ptr(asm.bytes(&packed_dither(first)));
+        self.exp.words(asm, n, n + 2, dither)
     }
 
     /// The reciprocal of the sum of a row of the group, and what its sums of values start with.
@@ -322,7 +257,7 @@ impl Softmax<'_> {
 /// What the words of 32 keys are rounded up by, in the order of two vectors packed together: four of one, four of the other.
 fn packed_dither(first: usize) -> Vec<u8> {
     let key = |word: usize| first + 4 * (word / 8) + word % 4 + if word % 8 < 4 { 0 } else { LANES };
-    (0..32).flat_map(|word| u16::from(vitc_ir::dither(key(word))).to_le_bytes()).collect()
+    dither((0..32).map(key))
 }
 
 /// Part `n` of a register, of 128 bits, in all parts of another.
