@@ -211,25 +211,26 @@ impl<M: Backend> Planner<'_, M> {
         let (choice, core) = (self.options.choices.of(key), Core::of(self.tier));
         // However few rows an image has, a batch may have enough.
         let unit = self.unit(choice, || core.unit(Sizes { rows: n.rows().max(16), k: n.k, n: n.n }));
-        if unit == Unit::Portable || gemm.weights != Weights::Packed {
+        if unit == Unit::Portable {
             return Ok(None);
         }
         let mut gemm = gemm.clone();
-        let bias = self.take_bias(&mut gemm.lane.program, extras, gemm.n);
+        let constant = gemm.weights == Weights::Packed;
+        let bias = if constant { self.take_bias(&mut gemm.lane.program, extras, gemm.n) } else { None };
         let kept = gemm.lane.drop_unread();
         gemm.extras = retained(&gemm.extras, &kept);
         let constants = retained(extras, &kept).iter().map(|&v| self.const_of(v).is_some()).collect();
         let mut wide = WideGemm::of(&gemm, unit, bias.is_some(), constants);
         // Copying rows together helps only where all else then goes straight through them.
         let straight = |apart: &Apart| !apart.sizes.is_empty() && !runs_are_short(&apart.sizes, n.k, n.n);
-        let helps = n.group.is_none() && apart.as_ref().is_ok_and(straight);
+        let helps = n.group.is_none() && constant && apart.as_ref().is_ok_and(straight);
         wide.iter_mut().for_each(|wide| wide.gathers &= helps);
         let Some(mut wide) = wide.filter(|wide| n.group.is_none() || !wide.is_copied()) else { return Ok(None) };
         wide.group = n.group;
         wide.tiles &= n.group.is_none();
         wide.nibbles = self.streams_nibbles(right, n, choice);
         wide.copied_bytes = choice.copied_bytes.unwrap_or_else(|| copied_bytes(core));
-        if let (true, Ok(apart)) = (wide.is_copied(), apart) {
+        if let (true, Ok(apart)) = (constant && wide.is_copied(), apart) {
             apart.enter(&mut wide, &kept);
         }
         let split = choice.split.unwrap_or_else(|| core.split(unit, n.sizes(), wide.grain(), self.options.threads));

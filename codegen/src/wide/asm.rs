@@ -176,6 +176,12 @@ pub(crate) fn spread(asm: &mut Asm, to: AsmRegisterZmm, v: i64) -> Assembled {
     Ok(asm.c.vpbroadcastd(to, from)?)
 }
 
+/// Sets a mask register. Clobbers rax.
+pub(crate) fn set_mask(asm: &mut Asm, n: u8, bits: u64) -> Assembled {
+    asm.c.mov(registers::gpr64::rax, bits)?;
+    Ok(asm.c.kmovq(k(n), registers::gpr64::rax)?)
+}
+
 /// Mask registers of the last columns of a row, in vectors of 32 elements and of 16.
 pub(crate) const TAIL_HALVES: u8 = 1;
 pub(crate) const TAIL_WORDS: u8 = 2;

@@ -1,7 +1,8 @@
-//! Matrix products with constant weights on 512-bit vectors: `vpdpbusd` register tiles under a whole panel pass.
+//! Matrix products on 512-bit vectors: `vpdpbusd` register tiles under a whole panel pass.
 //!
 //! ```text
 //! for lead                         Cranelift: outer loops over rows in which some operand is not affine
+//!   pack b                         a leaf of its own (pack.rs): only when b is computed, into this thread's scratch
 //!   for chunk of rows              Cranelift: only when rows of a have to be copied together first
 //!     leaf
 //!       for panel of 64 columns    K*64 bytes of weights, which stay in the caches while all rows pass; the first
@@ -27,6 +28,7 @@ use super::dot::{self, RIGHT, Right, Runs, TILE, Tile, sum};
 use super::lane::{
     Arrangement, Feed, Group, LANES, Pins, ROW, VECTORS, emit as emit_lane, emit_rows, feed, is_supported, masks,
 };
+use super::pack::{self, Matrix, Panels, Places};
 use super::tiles;
 use crate::copy::copy_factors;
 use crate::cost::Unit;
@@ -88,6 +90,35 @@ impl Slot {
     }
 }
 
+/// A right side that is computed: each turn of the outer loops packs it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Computed {
+    /// Its columns.
+    operand: Operand,
+    /// Bytes from k to k.
+    k_stride: i64,
+    /// Zero point of a as the product sees it, which the sums of columns are corrected for.
+    zero: i64,
+}
+
+impl Computed {
+    /// Bytes that the packing leaf can read: on one side of the matrix one after another.
+    fn of(g: &Gemm, operand: &Operand, k_stride: i64) -> Option<Computed> {
+        let computed = Computed { operand: operand.clone(), k_stride, zero: g.a_zero };
+        let reads = if computed.is_turned() { g.k } else { g.n };
+        let fits = matches!(operand.elem, Elem::U8 | Elem::I8)
+            && (k_stride == 1 || operand.columns == Columns::Stride(1))
+            && operand.columns != Columns::Table
+            && reads <= pack::MOST;
+        fits.then_some(computed)
+    }
+
+    /// Whether the k of each column lie together.
+    fn is_turned(&self) -> bool {
+        self.operand.columns != Columns::Stride(1)
+    }
+}
+
 /// A matrix product. Arguments: a, b, out, corrections, then the lane program's inputs from the second on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct WideGemm {
@@ -116,6 +147,8 @@ pub(crate) struct WideGemm {
     pub tiles: bool,
     /// Whether the weights lie two to a byte in memory.
     pub nibbles: bool,
+    /// The right side, where it is no constant.
+    pub computed: Option<Computed>,
     /// Columns that share k elements of a row, the next ones the next k: groups of a convolution. All share all without.
     pub group: Option<usize>,
     /// Whether threads share panels of columns instead of rows; then there is one loop over rows at most.
@@ -137,8 +170,10 @@ pub(crate) fn runs_are_short(sizes: &[Dim], k: usize, n: usize) -> bool {
     again * k * n.next_multiple_of(LANES) / ROW + CYCLES_A_CALL > rows * (k / LANES + CYCLES_A_COPY)
 }
 
-/// Panels that a call of the leaf does.
+/// Panels that a call of the leaf does, of which right side, and what sums start with.
 struct Part {
+    b: Value,
+    corrections: Value,
     first: Value,
     /// Whole ones, and whether the last one follows, which has fewer columns.
     panels: Value,
@@ -149,8 +184,12 @@ impl WideGemm {
     /// The same product with a leaf, if there can be one; its code has still to fit the registers.
     pub(crate) fn of(g: &Gemm, unit: Unit, biased: bool, constants: Vec<bool>) -> Option<WideGemm> {
         let straight = |o: &Operand| matches!(o.columns, Columns::Same | Columns::Table | Columns::Stride(1));
-        let fits = g.weights == gemm::Weights::Packed
-            && g.b_zero == 0
+        let computed = match &g.weights {
+            gemm::Weights::Packed => None,
+            gemm::Weights::Nibbles => return None,
+            gemm::Weights::Matrix { operand, k_stride } => Some(Computed::of(g, operand, *k_stride)?),
+        };
+        let fits = g.b_zero == 0
             && matches!(g.a.elem, Elem::U8 | Elem::I8)
             && g.out.columns == Columns::Stride(1)
             && g.extras.len() <= EXTRAS.len()
@@ -164,7 +203,7 @@ impl WideGemm {
             a_sizes: g.sizes.clone(),
             reading: g.reading.clone(),
             order: g.order,
-            gathers: runs_are_short(&g.sizes, g.k, g.n),
+            gathers: computed.is_none() && runs_are_short(&g.sizes, g.k, g.n),
             started: g.a_zero != 0 || biased,
             out: g.out.clone(),
             extras: g.extras.clone(),
@@ -172,6 +211,7 @@ impl WideGemm {
             constants,
             tiles: unit == Unit::Tiles,
             nibbles: false,
+            computed,
             group: None,
             by_columns: false,
             copied_bytes: 0,
@@ -195,7 +235,7 @@ impl WideGemm {
 
     /// Whether threads could share columns: one loop over rows, and more than one panel.
     pub(crate) fn has_columns_to_share(&self) -> bool {
-        self.group.is_none() && self.sizes.len() <= 1 && self.n > PANEL
+        self.group.is_none() && self.computed.is_none() && self.sizes.len() <= 1 && self.n > PANEL
     }
 
     /// K as the leaves see it, padded with zeros to whole steps.
@@ -251,9 +291,28 @@ impl WideGemm {
         if self.tiles { tiles::sums_bytes(self.k, self.most_rows().unwrap_or(0)) } else { 0 }
     }
 
-    /// Bytes of scratch the kernel uses; an unpacked panel of weights lies behind everything else.
+    /// Bytes of scratch the kernel uses; an unpacked panel of weights, or all of a right side with what sums start with, lies behind
+    /// everything else.
     pub(crate) fn scratch_bytes(&self) -> usize {
-        self.unpacked_at() + if self.nibbles { self.depth() * PANEL } else { 0 }
+        match self.computed {
+            Some(_) => self.corrections_at() + 4 * self.n.next_multiple_of(PANEL),
+            None => self.unpacked_at() + if self.nibbles { self.depth() * PANEL } else { 0 },
+        }
+    }
+
+    /// A packed right side.
+    fn panels(&self) -> Panels {
+        Panels { steps: self.depth() / 4 }
+    }
+
+    /// Where in scratch a right side is packed to.
+    fn packed_at(&self) -> usize {
+        self.unpacked_at().next_multiple_of(64)
+    }
+
+    /// Where in scratch lies what the sums of a packed right side start with.
+    fn corrections_at(&self) -> usize {
+        self.packed_at() + self.panels().bytes_of(self.n)
     }
 
     /// Where in scratch weights are unpacked to.
@@ -269,7 +328,12 @@ impl WideGemm {
             (None, true) => "_copy",
             (None, false) => "",
         };
-        let b = if self.nibbles { "s4" } else { "s8" };
+        let b = match &self.computed {
+            Some(computed) if computed.operand.elem == Elem::U8 => "u8act",
+            Some(_) => "s8act",
+            None if self.nibbles => "s4",
+            None => "s8",
+        };
         format!("gemm_{}{b}{lane}{copied}__k{}n{}", self.a.elem.name().replace('i', "s"), self.k, self.n)
     }
 
@@ -279,15 +343,14 @@ impl WideGemm {
         if self.by_columns {
             return self.columns(e);
         }
-        let (panels, zero) = (e.iconst((self.n / PANEL) as i64), e.iconst(0));
-        let part = Part { first: zero, panels, narrow: zero };
         let (inner, outer) = match self.sizes.split_last() {
             Some((&inner, outer)) => (inner, outer),
             None => (Dim::fixed(1), &[][..]),
         };
-        if outer.is_empty() {
+        if outer.is_empty() && self.computed.is_none() {
             let (begin, end) = (e.begin, e.end);
             let count = e.b.ins().isub(end, begin);
+            let part = self.all_panels(e, &[]);
             return self.rows(e, &part, &[], (begin, begin), count);
         }
         e.each_turn(inner, |e, turn, from, count| {
@@ -295,8 +358,22 @@ impl WideGemm {
             let size = e.lin(Lin::fixed(1).times(inner).expect("one times a dimension"));
             let before = e.b.ins().imul(turn, size);
             let first = e.add(before, from);
+            let part = self.all_panels(e, &indices);
             self.rows(e, &part, &indices, (from, first), count);
         });
+    }
+
+    /// The right side of a turn of the outer loops, which is packed first if it is computed.
+    fn all_panels(&self, e: &mut Emit<'_>, outer: &[Value]) -> Part {
+        let (panels, zero) = (e.iconst((self.n / PANEL) as i64), e.iconst(0));
+        let (mut b, mut corrections) = (e.arg(1), e.arg(3));
+        if let Some(computed) = &self.computed {
+            let from = computed.operand.base(e, b, outer);
+            b = e.add_imm(e.scratch, self.packed_at() as i64);
+            corrections = e.add_imm(e.scratch, self.corrections_at() as i64);
+            e.call_leaf(1 + usize::from(self.tiles), &[from, b, corrections]);
+        }
+        Part { b, corrections, first: zero, panels, narrow: zero }
     }
 
     /// All rows of the panels that are this thread's.
@@ -306,7 +383,10 @@ impl WideGemm {
         let (begin, end, whole, zero) = (e.begin, e.end, e.iconst((self.n / PANEL) as i64), e.iconst(0));
         let last = e.b.ins().smin(end, whole);
         let (panels, narrow) = (e.b.ins().isub(last, begin), e.b.ins().isub(end, last));
-        self.rows(e, &Part { first: begin, panels, narrow }, &[], (zero, zero), rows);
+        let (b, corrections) = (e.arg(1), e.arg(3));
+        let b = e.at(b, begin, self.panel_bytes());
+        let corrections = e.at(corrections, begin, 4 * PANEL as i64);
+        self.rows(e, &Part { b, corrections, first: begin, panels, narrow }, &[], (zero, zero), rows);
     }
 
     /// `count` rows of one turn of the outer loops, from row `from` of that turn, which is row `first` of all.
@@ -376,13 +456,8 @@ impl WideGemm {
     }
 
     fn call(&self, e: &mut Emit<'_>, part: &Part, a: Value, out: Value, extras: &[Value], count: Value) {
-        let (mut b, mut corrections) = (e.arg(1), e.arg(3));
-        if self.by_columns {
-            b = e.at(b, part.first, self.panel_bytes());
-            corrections = e.at(corrections, part.first, 4 * PANEL as i64);
-        }
         let unpacked = e.add_imm(e.scratch, self.unpacked_at() as i64);
-        let mut block = vec![a, b, out, corrections, count, part.panels, unpacked, part.narrow];
+        let mut block = vec![a, part.b, out, part.corrections, count, part.panels, unpacked, part.narrow];
         block.extend(extras);
         if !self.tiles {
             return e.call_leaf(0, &block);
@@ -406,7 +481,33 @@ impl WideGemm {
         if self.tiles {
             leaves.push(tiles::assemble(self)?);
         }
+        if let Some(computed) = &self.computed {
+            leaves.push(self.pack(computed)?);
+        }
         Ok(leaves)
+    }
+
+    /// The code of the leaf that packs a right side. Its block: where that is, where it goes, and what sums start with.
+    fn pack(&self, computed: &Computed) -> Assembled<Vec<u8>> {
+        let [from, to, corrections] = [0, 1, 2].map(|n| qword_ptr(at(rdi, 8 * n)));
+        let turned = computed.is_turned();
+        let matrix = Matrix {
+            k: self.k,
+            columns: self.n,
+            stride: if turned { computed.operand.column_stride() } else { computed.k_stride },
+            flips: computed.operand.elem == Elem::U8,
+            panels: self.panels(),
+        };
+        let mut asm = Asm::leaf()?;
+        if turned {
+            matrix.pack_turned(&mut asm, Places { from, to }, corrections, computed.zero)?;
+        } else {
+            matrix.pack_straight(&mut asm, Places { from, to })?;
+            if self.started {
+                matrix.correct(&mut asm, to, corrections, computed.zero)?;
+            }
+        }
+        asm.finish()
     }
 
     /// The code of the leaf for any number of rows.

@@ -15,5 +15,6 @@ pub(crate) mod linear;
 pub(crate) mod map;
 mod nibbles;
 pub(crate) mod norm;
+pub(crate) mod pack;
 pub(crate) mod peak;
 mod tiles;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! for head                        Cranelift; copies rows of q first where the leaf cannot read them where they lie
-//!   pack.rs     keys, values      as right sides of products
+//!   ../pack.rs  keys, values      as right sides of products
 //!   rows.rs     for tile of rows  vectors: scores, softmax and values of six rows at a time
 //! or, on tiles,
 //!   for chunk of rows             whose weights stay in the second-level cache
@@ -16,25 +16,24 @@
 //! What a score has that is the same for a whole row (zero point of k) cancels in `max - score` and is never added. The
 //! corrections for q's zero point start the sums; for keys that do not exist they start so low that no row's maximum is there.
 
-mod pack;
 mod rows;
 mod scores;
 mod softmax;
 
 use cranelift_codegen::ir::{InstBuilder, Value};
-use iced_x86::code_asm::registers::gpr64::{rax, rdi};
+use iced_x86::code_asm::registers::gpr64::rdi;
 use iced_x86::code_asm::{AsmMemoryOperand, qword_ptr};
 use vitc_ir::{Dim, Elem};
 
-use self::pack::Pack;
 use self::rows::Rows;
 use self::scores::{BLOCK, Cut, Scores};
 use self::softmax::{Biases, Softmax};
-use super::asm::{Asm, Assembled, at, k};
+use super::asm::{Asm, Assembled, at};
 use super::dot::TILE;
 use super::exp::Exp;
 use super::gemm::{WideGemm, clear, flip_signs};
 use super::lane::{LANES, ROW, is_supported};
+use super::pack::{MOST, Matrix, Panels, Places};
 use crate::attention::{Attention, biases_at};
 use crate::copy::copy_factors;
 use crate::emit::Emit;
@@ -44,17 +43,14 @@ use crate::operand::{Columns, Operand, split_index};
 use crate::rows::Work;
 use crate::view::{Factor, Lin, merge};
 
-/// Most columns of a head, and most keys: the code for them is laid out without loops.
-const MOST: usize = 1024;
+/// Most keys.
 const MOST_KEYS: usize = 4096;
-/// Where the sums of keys that do not exist start: below any score of [`MOST`] products of bytes, with room to subtract.
-const NOTHING: i64 = -(1 << 30);
-/// Most and largest biases: scores with them stay above [`NOTHING`].
+/// Most and largest biases: scores with them stay above what those of no key are.
 const MOST_BIASES: usize = 2;
 pub(crate) const LARGEST_BIAS: i64 = 1 << 28;
 /// Weights of a chunk of rows.
 const CHUNK_BYTES: usize = 128 << 10;
-/// The mask of the last keys' bytes; in the packing leaf of the last columns' and of the last d's.
+/// The mask of the last keys' bytes.
 const TAIL: u8 = 2;
 
 /// Attention of heads. Arguments as those of [`Attention`].
@@ -79,24 +75,6 @@ pub(crate) struct WideAttention {
     /// Weights times values as a product of its own, where the tile unit does both products. Its inputs from the second on are
     /// the rows' reciprocals and, where v has a zero point, what the sums start with.
     tiled: Option<Box<WideGemm>>,
-}
-
-/// A right side in panels of 64 columns: for each so many steps of four k, 256 bytes each.
-#[derive(Clone, Copy)]
-struct Panels {
-    steps: usize,
-}
-
-impl Panels {
-    /// Bytes of a panel.
-    fn bytes(self) -> i64 {
-        Panels::group(self.steps)
-    }
-
-    /// Where group `n` of four k lies in a panel.
-    fn group(n: usize) -> i64 {
-        (4 * ROW * n) as i64
-    }
 }
 
 /// Where in scratch a thread has the parts of a head.
@@ -181,6 +159,7 @@ impl WideAttention {
             constants: vec![false; lane.program.inputs.len() - 1],
             tiles: true,
             nibbles: false,
+            computed: None,
             group: None,
             by_columns: false,
             copied_bytes: 0,
@@ -241,11 +220,10 @@ impl WideAttention {
     }
 
     fn scratch_parts(&self) -> [usize; 8] {
-        let panels = |columns: usize, packed: Panels| columns.div_ceil(ROW) * packed.bytes() as usize;
         let [rows_of_scores, rows_of_weights] = self.scratch_rows();
         let parts = [
-            panels(self.keys, self.packed_keys()),
-            panels(self.columns, self.packed_values()),
+            self.packed_keys().bytes_of(self.keys),
+            self.packed_values().bytes_of(self.columns),
             self.score_bytes(),
             rows_of_scores * self.score_bytes(),
             rows_of_weights * self.weight_bytes(),
@@ -353,7 +331,7 @@ impl WideAttention {
             Some(product) => product.leaves()?,
             None => Vec::new(),
         };
-        leaves.push(self.pack().assemble()?);
+        leaves.push(self.pack()?);
         leaves.push(match &self.tiled {
             Some(_) => self.scores().assemble()?,
             None => self.by_rows().assemble()?,
@@ -366,17 +344,21 @@ impl WideAttention {
         if self.tiled.is_some() { WideGemm::TILED_LEAVES } else { 0 }
     }
 
-    fn pack(&self) -> Pack {
-        Pack {
-            d: self.d,
-            keys: self.keys,
-            columns: self.columns,
-            strides: self.strides,
-            flips: [1, 2].map(|n: usize| self.heads[n].elem == Elem::U8),
-            q_zero: self.q_zero,
-            packed_keys: self.packed_keys(),
-            packed_values: self.packed_values(),
-        }
+    /// The leaf that packs the keys and values of a head. Its block: where they are, where they go, and what scores start with.
+    fn pack(&self) -> Assembled<Vec<u8>> {
+        let side = |n: usize, k, columns, panels| Matrix {
+            k,
+            columns,
+            stride: self.strides[n - 1],
+            flips: self.heads[n].elem == Elem::U8,
+            panels,
+        };
+        let mut asm = Asm::leaf()?;
+        let keys = side(1, self.d, self.keys, self.packed_keys());
+        keys.pack_turned(&mut asm, Places { from: slot(0), to: slot(2) }, slot(4), self.q_zero)?;
+        let values = side(2, self.keys, self.columns, self.packed_values());
+        values.pack_straight(&mut asm, Places { from: slot(1), to: slot(3) })?;
+        asm.finish()
     }
 
     /// Bytes from a row's reciprocal to what its sums start with.
@@ -430,15 +412,4 @@ impl WideAttention {
 /// Value `n` of a leaf's block.
 fn slot(n: usize) -> AsmMemoryOperand {
     qword_ptr(at(rdi, 8 * n as i64))
-}
-
-/// The order in which four lanes of four double words become their transpose.
-fn transposed() -> [u32; LANES] {
-    std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32)
-}
-
-/// Sets a mask register. Clobbers rax.
-fn set_mask(asm: &mut Asm, n: u8, bits: u64) -> Assembled {
-    asm.c.mov(rax, bits)?;
-    Ok(asm.c.kmovq(k(n), rax)?)
 }

@@ -14,12 +14,13 @@ use iced_x86::code_asm::registers::gpr64::{r8, r9, r12, r13, r14, r15, rax, rbp,
 use iced_x86::code_asm::{dword_ptr, zmmword_ptr};
 
 use super::softmax::{Biases, Softmax};
-use super::{Panels, TAIL, set_mask, slot};
+use super::{TAIL, slot};
 use crate::lane::LaneSpec;
 use crate::operand::Operand;
-use crate::wide::asm::{Asm, Assembled, at, z};
+use crate::wide::asm::{Asm, Assembled, at, set_mask, z};
 use crate::wide::dot::{self, RIGHT, Right, Runs, Tile, sum};
 use crate::wide::lane::{Arrangement, Feed, Group, LANES, ROW, VECTORS, emit as emit_lane, masks};
+use crate::wide::pack::Panels;
 
 /// The leaf's block.
 const Q: usize = 0;

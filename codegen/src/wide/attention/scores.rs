@@ -21,9 +21,10 @@ use iced_x86::code_asm::registers::tmm::{tmm0, tmm1, tmm2, tmm3, tmm4, tmm5, tmm
 use iced_x86::code_asm::{AsmRegisterTmm, ptr};
 
 use super::softmax::Softmax;
-use super::{Panels, TAIL, set_mask, slot};
-use crate::wide::asm::{Asm, Assembled, at};
+use super::{TAIL, slot};
+use crate::wide::asm::{Asm, Assembled, at, set_mask};
 use crate::wide::lane::{LANES, ROW, VECTORS};
+use crate::wide::pack::Panels;
 
 /// Rows of a block.
 pub(super) const BLOCK: usize = 16;

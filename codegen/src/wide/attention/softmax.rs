@@ -14,11 +14,12 @@
 use iced_x86::code_asm::registers::gpr64::{r9, r10, r11, r12, r13, r14, rax, rbp, rbx, rdx};
 use iced_x86::code_asm::{AsmRegister64, AsmRegisterZmm, dword_ptr, registers, zmmword_ptr};
 
-use super::{set_mask, slot, transposed};
-use crate::wide::asm::{Asm, Assembled, at, spread, x, z};
+use super::slot;
+use crate::wide::asm::{Asm, Assembled, at, set_mask, spread, x, z};
 use crate::wide::dot;
 use crate::wide::exp::{Exp, dither};
 use crate::wide::lane::{LANES, ROW};
+use crate::wide::pack::transposed;
 
 /// The registers that are combined with.
 const OTHER: [u8; 2] = [8, 9];
