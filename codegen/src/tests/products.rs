@@ -323,6 +323,30 @@ fn rows_of_patches() {
     }
 }
 
+/// Both sides computed, as heads of values that lie side by side: the right one with its columns or its k one after another, of
+/// either sign, with a zero point on the left.
+#[test]
+fn both_sides_computed() {
+    let mut r = Random(79);
+    for (rows, k, n) in [(1, 1, 1), (7, 3, 5), (5, 70, 64), (40, 48, 196), (33, 196, 48), (17, 130, 81)] {
+        for (right, turned) in [(Elem::I8, false), (Elem::I8, true), (Elem::U8, false), (Elem::U8, true)] {
+            let mut m = module();
+            let heads = 1 + r.within(0, 2) as usize;
+            let left = [Elem::U8, Elem::I8][k % 2];
+            let sizes = if turned { [n, heads, k] } else { [k, heads, n] };
+            let a = input(&mut m, left, batched(&[heads, rows, k]));
+            let b = input(&mut m, right, batched(&sizes));
+            let perm = if turned { vec![0, 2, 3, 1] } else { vec![0, 2, 1, 3] };
+            let b = view(&mut m, Op::Transpose { perm }, &[b]);
+            let scale = random_constant(&mut m, &mut r, Elem::I32, &[n], 1 << 29, 1 << 30);
+            let l = requantize(&mut m, &[(Elem::I32, Access::Channel)], Elem::I16, 36);
+            let b_zero = if right == Elem::U8 { 128 } else { 0 };
+            let y = matmul(&mut m, a, b, (if left == Elem::U8 { 77 } else { 0 }, b_zero), l, &[scale], Elem::I16);
+            check(&mut m, y, r.next(), &[]);
+        }
+    }
+}
+
 /// The right side of a product of two activations has one stride along either dimension, or it is copied.
 #[test]
 fn a_right_side_of_split_dimensions_is_no_view() {
