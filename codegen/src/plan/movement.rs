@@ -83,7 +83,7 @@ impl<M: Backend> Planner<'_, M> {
             return Ok(());
         }
         let straight = View::contiguous(&self.module.ty(node.operands[0]).shape);
-        if even_runs(index).len() > MOST_RUNS && straight == Some(self.operand(node.operands[0])?.1) {
+        if runs(index).len() > MOST_RUNS && straight == Some(self.operand(node.operands[0])?.1) {
             return self.gather_by_table(node, axis, index);
         }
         let result = self.module.ty(node.result).clone();
@@ -91,14 +91,12 @@ impl<M: Backend> Planner<'_, M> {
         let whole = View::contiguous(&result.shape).ok_or("the batch would be squared")?;
         let to = self.buffer(node.result)?;
         let (from, view) = self.operand(node.operands[0])?;
-        let mut done = 0;
-        for (start, len, step) in even_runs(index) {
+        for Run { at, every, start, len, step } in runs(index) {
             let mut shape = result.shape.clone();
             shape.0[axis] = Dim::fixed(len);
-            let part = whole.then(&Op::Slice { axis, start: done, len, step: 1 }, &result.shape, &shape)?;
+            let part = whole.then(&Op::Slice { axis, start: at, len, step: every }, &result.shape, &shape)?;
             let source = view.then(&Op::Slice { axis, start, len, step }, &x, &shape)?;
             self.copy(result.elem, (from, &source), (to, &part), &shape)?;
-            done += len;
         }
         Ok(())
     }
@@ -206,11 +204,34 @@ pub(super) fn operand_of(nest: &Nest, i: usize, elem: Elem, offset: Lin) -> Lowe
     Ok(Operand { elem, offset, rows, columns })
 }
 
-/// Splits indices into runs `start, start+step, ...` of a length.
-fn even_runs(index: &[usize]) -> Vec<(usize, usize, i64)> {
-    let mut runs: Vec<(usize, usize, i64)> = Vec::new();
-    for &i in index {
-        if let Some((start, len, step)) = runs.last_mut() {
+/// Indices `start, start + step, ...`: the result's from place `at` on, of every `every`-th place.
+struct Run {
+    at: usize,
+    every: i64,
+    start: usize,
+    len: usize,
+    step: i64,
+}
+
+/// Splits indices into runs: one behind the other or, where those are many, a few in turn.
+fn runs(index: &[usize]) -> Vec<Run> {
+    let straight = even_runs(index, 0, 1);
+    if straight.len() <= MOST_RUNS {
+        return straight;
+    }
+    let in_turn = |turns: usize| {
+        let part = |j: usize| even_runs(&index.iter().skip(j).step_by(turns).copied().collect::<Vec<_>>(), j, turns);
+        let runs: Vec<Run> = (0..turns).flat_map(part).collect();
+        (runs.len() == turns).then_some(runs)
+    };
+    (2..=MOST_RUNS).find_map(in_turn).unwrap_or(straight)
+}
+
+/// Splits indices, of every `every`-th place from place `first` on, into runs.
+fn even_runs(index: &[usize], first: usize, every: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (n, &i) in index.iter().enumerate() {
+        if let Some(Run { start, len, step, .. }) = runs.last_mut() {
             let last = *start as i64 + (*len as i64 - 1) * *step;
             let next = i as i64 - last;
             if *len == 1 || next == *step {
@@ -219,7 +240,7 @@ fn even_runs(index: &[usize]) -> Vec<(usize, usize, i64)> {
                 continue;
             }
         }
-        runs.push((i, 1, 1));
+        runs.push(Run { at: first + n * every, every: every as i64, start: i, len: 1, step: 1 });
     }
     runs
 }

@@ -110,3 +110,26 @@ fn straight_maps_run_in_one_piece() {
         check(&mut m, z, 1, &[]);
     }
 }
+
+/// Channels of two blocks in turn, as convolutions with a depth multiplier leave them, and of three backwards.
+#[test]
+fn rows_in_turn_are_a_few_copies() {
+    let blocks = |n: usize, turns: usize| (0..n).flat_map(move |i| (0..turns).map(move |j| j * n + i));
+    for (turns, index) in [
+        (2, blocks(20, 2).collect::<Vec<_>>()),
+        (3, blocks(11, 3).map(|i| 32 - i).collect()),
+        // the last block is shorter
+        (2, blocks(20, 2).take(39).collect()),
+    ] {
+        let mut m = module();
+        let x = input(&mut m, Elem::U8, batched(&[40, 3]));
+        let x = node(&mut m, Op::Transpose { perm: vec![0, 2, 1] }, &[x]);
+        let y = node(&mut m, Op::Gather { axis: 2, index }, &[x]);
+        let copies = |m: &Module| compile(m, &Options::default()).unwrap().parts.steps.len();
+        m.output("y", y);
+        let all = copies(&m);
+        assert!(all <= turns + 1, "{all} copies");
+        m.outputs.clear();
+        check(&mut m, y, 3, &[]);
+    }
+}

@@ -27,7 +27,7 @@ fn per_channel(d: &mut Draft, c: ValueId, shape: &Shape, axis: usize) -> Option<
 }
 
 /// Elementwise function of two constants, the second broadcast.
-fn combine(d: &mut Draft, op: Op, a: ValueId, b: ValueId) -> Option<ValueId> {
+pub(super) fn combine(d: &mut Draft, op: Op, a: ValueId, b: ValueId) -> Option<ValueId> {
     let loc = None;
     let v = d.push(op, &[a, b], loc)?;
     let n = d.def(v)?;

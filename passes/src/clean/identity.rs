@@ -107,7 +107,8 @@ pub(crate) fn one_number(d: &mut Draft, n: usize) -> Option<ValueId> {
     };
     let (op, mut operands, shape) = (node.op.clone(), node.operands.clone(), d.shape(node.result).clone());
     let slot = operands.iter().position(|&v| fits(v) && d.scalar(v).is_none() && d.uniform(v).is_some())?;
-    operands[slot] = d.floats("number", &[1], &[d.uniform(operands[slot])? as f32]);
+    let (name, value) = (d.constant_of(operands[slot])?.name.clone(), d.uniform(operands[slot])? as f32);
+    operands[slot] = d.floats(&name, &[1], &[value]);
     let result = d.push(op, &operands, d.loc(n))?;
     (*d.shape(result) == shape).then_some(result)
 }

@@ -15,16 +15,22 @@
 //!   changes nothing, and constant weights are the model's integers behind a `dequantize`.
 
 pub(crate) mod affine;
+#[cfg(test)]
+mod branch_tests;
+mod branches;
 pub(crate) mod draft;
 mod entrance;
 #[cfg(test)]
 mod entrance_tests;
 pub(crate) mod fold;
 mod function;
+#[cfg(test)]
+mod function_tests;
 pub(crate) mod given;
 mod identity;
 mod layernorm;
 mod linear_attention;
+mod multiplier;
 #[cfg(test)]
 mod norm_tests;
 mod pixels;
@@ -115,6 +121,10 @@ const ABSORB: &[(&str, Rule)] = &[
     ("reshape-rows-first", rows::reshape_rows_first),
     ("batch-first", rows::batch_first),
     ("batch-first-stream", rows::batch_first_stream),
+    ("join-convolutions", branches::join_convolutions),
+    ("join-scaled", branches::join_scaled),
+    ("pointwise-by-channel", branches::pointwise_by_channel),
+    ("split-multiplier", multiplier::split_multiplier),
     ("sum-of-stack", rows::sum_of_stack),
     ("slice-quantized", given::slice_quantized),
     ("split-product", slices::split_product),

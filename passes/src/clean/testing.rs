@@ -6,6 +6,8 @@ use vitc_ir::attr::GeluForm;
 use vitc_ir::eval::{self, Data, Tensor};
 use vitc_ir::{Const, Dim, Elem, Module, Op, Real, Shape, Stage, TensorType, ValueId};
 
+use super::{CleanOptions, Cleaned, run};
+
 /// Pseudo-random numbers, the same everywhere.
 #[derive(Clone)]
 pub(crate) struct Random(u64);
@@ -173,4 +175,27 @@ pub(crate) fn sqnr(signal: &[f32], approximate: &[f32]) -> f64 {
     let power: f64 = signal.iter().map(|x| f64::from(*x).powi(2)).sum();
     let noise: f64 = signal.iter().zip(approximate).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     10.0 * (power / noise.max(1e-30)).log10()
+}
+
+/// Cleans, and checks that the meaning stays and that every node has its place in the model.
+pub(crate) fn clean(m: &Module) -> Cleaned {
+    let cleaned = run(m, &CleanOptions::default()).unwrap();
+    vitc_ir::verify::verify(&cleaned.module).unwrap();
+    let x = inputs(m, 1);
+    let d = difference(&outputs(m, &x), &outputs(&cleaned.module, &x));
+    assert!(d < 3e-5, "differs by {d}");
+    assert!(cleaned.module.nodes.iter().all(|n| n.loc.is_some()), "a node lost its place");
+    cleaned
+}
+
+/// One plus erf of `x/sqrt 2`.
+pub(crate) fn erf_part(b: &mut Build, x: ValueId, divide: bool) -> ValueId {
+    let scaled = if divide {
+        let c = b.scalar(std::f32::consts::SQRT_2);
+        b.op(Op::Div {}, &[x, c])
+    } else {
+        b.scale(x, 0.707_106_77)
+    };
+    let erf = b.op(Op::Erf {}, &[scaled]);
+    b.shift(erf, 1.0)
 }
