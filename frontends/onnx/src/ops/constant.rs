@@ -1,6 +1,6 @@
 //! Constants, casts, and what only passes a value on.
 
-use vitc_ir::{Elem, ValueId};
+use vitc_ir::{Dim, Elem, ValueId};
 
 use super::{Table, counted};
 use crate::call::Call;
@@ -16,7 +16,9 @@ pub(super) const OPS: Table = &[
     ("Constant", constant),
     ("ConstantOfShape", constant_of_shape),
     ("Dropout", dropout),
+    ("EyeLike", eye_like),
     ("Identity", identity),
+    ("OneHot", one_hot),
     ("Range", range),
     ("Shape", shape),
     ("Size", size),
@@ -192,5 +194,44 @@ fn range(call: &mut Call<'_, '_>) -> Fallible<()> {
     call.room(length as usize)?;
     let data = (0..length as usize).map(|i| kind.round((start + i as f64 * step).into())).collect();
     call.give_known(Known::vector(kind, data));
+    Ok(())
+}
+
+fn eye_like(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let shape = call.shape(0)?;
+    let dims = shape.as_fixed().ok_or_else(|| unsupported("a diagonal over the batch"))?;
+    let &[rows, columns] = dims.as_slice() else { return Err(invalid("a matrix is needed")) };
+    let kind = match call.int("dtype")? {
+        Some(to) => tensor::kind(i32::try_from(to).unwrap_or(0))?,
+        None => call.slot(0)?.known.map_or(Kind::F32, |known| known.kind),
+    };
+    let diagonal = call.int_or("k", 0)?;
+    let count = crate::known::count(&dims).ok_or_else(|| invalid("too many elements"))?;
+    call.room(count)?;
+    let set = |row: usize, column: usize| (column as i64).checked_sub(row as i64) == Some(diagonal);
+    let data = (0..rows).flat_map(|row| (0..columns).map(move |column| f64::from(u8::from(set(row, column))).into()));
+    let data = data.collect();
+    call.give_known(Known { kind, dims, data });
+    Ok(())
+}
+
+fn one_hot(call: &mut Call<'_, '_>) -> Fallible<()> {
+    let (places, values) = (call.content(0, "the indices")?, call.content(2, "the values")?);
+    let depth = call.content(1, "the depth")?.single().and_then(Linear::dim).and_then(Dim::as_fixed);
+    let depth = depth.filter(|&d| d > 0).ok_or_else(|| invalid("the depth is not a positive number"))?;
+    let &[off, on] = values.data.as_slice() else { return Err(invalid("the values are not two")) };
+    let axis = call.axis(call.int_or("axis", -1)?, places.dims.len() + 1)?;
+    let mut dims = places.dims.clone();
+    dims.insert(axis, depth);
+    let count = crate::known::count(&dims).ok_or_else(|| invalid("too many elements"))?;
+    call.room(count)?;
+    let inner: usize = places.dims.iter().skip(axis).product();
+    let places = places.numbers()?;
+    let set = |i: usize| {
+        let (place, class) = (i / (inner * depth) * inner + i % inner, (i / inner % depth) as f64);
+        places.get(place).is_some_and(|&p| (if p < 0.0 { p + depth as f64 } else { p }) == class)
+    };
+    let data = (0..count).map(|i| if set(i) { on } else { off }).collect();
+    call.give_known(Known { kind: values.kind, dims, data });
     Ok(())
 }

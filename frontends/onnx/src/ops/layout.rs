@@ -10,7 +10,6 @@ use crate::known::{Kind, Known, Linear, broadcast_strides, count, pick, strides,
 use crate::problem::{Fallible, invalid, unsupported};
 
 pub(super) const OPS: Table = &[
-    ("Col2Im", col2im),
     ("Concat", concat),
     ("DepthToSpace", depth_to_space),
     ("Expand", expand),
@@ -300,33 +299,6 @@ fn repeat(call: &mut Call<'_, '_>, x: ValueId, axis: usize, times: Dim) -> Falli
     call.reshape(wide, result)
 }
 
-/// Patches that do not overlap, back in their places: [N, C*kh*kw, H/kh*W/kw] to [N, C, H, W].
-fn col2im(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let image = call.integers(1, "the image's size")?.unwrap_or_default();
-    let block = call.integers(2, "the patch's size")?.unwrap_or_default();
-    let plain = |name, value: &[i64]| Ok(call.ints(name)?.is_none_or(|given| given == value));
-    let apart = plain("strides", &block)? && plain("dilations", &[1, 1])? && plain("pads", &[0; 4])?;
-    let positive = |list: &[i64]| {
-        let two = <[i64; 2]>::try_from(list).ok()?.map(|v| usize::try_from(v).ok().filter(|&v| v > 0));
-        Some((two[0]?, two[1]?))
-    };
-    let sizes = positive(&image).zip(positive(&block));
-    let ((high, wide), (kernel_high, kernel_wide)) =
-        sizes.filter(|_| apart).ok_or_else(|| unsupported("patches that overlap, or of other than two dimensions"))?;
-    let shape = call.shape(0)?;
-    let (&[n, columns, places], 0, 0) = (shape.0.as_slice(), high % kernel_high, wide % kernel_wide) else {
-        return Err(unsupported("patches that leave a border"));
-    };
-    let (rows, across) = (high / kernel_high, wide / kernel_wide);
-    let misfit = || invalid("the patches do not make up the image");
-    let fits = Some(places) == rows.checked_mul(across).map(Dim::fixed);
-    let per_patch = kernel_high.checked_mul(kernel_wide).filter(|_| fits).ok_or_else(misfit)?;
-    let channels = columns.div_exact(Dim::fixed(per_patch)).ok_or_else(misfit)?;
-    let [kh, kw, rows, across] = [kernel_high, kernel_wide, rows, across].map(Dim::fixed);
-    let joined = vec![n, channels, Dim::fixed(high), Dim::fixed(wide)];
-    rearranged(call, vec![n, channels, kh, kw, rows, across], vec![0, 1, 4, 2, 5, 3], joined)
-}
-
 /// The four dimensions of an image tensor, the last three fixed, and the block size.
 fn blocks(call: &Call<'_, '_>) -> Fallible<(Dim, [usize; 3], usize)> {
     let shape = call.shape(0)?;
@@ -338,7 +310,7 @@ fn blocks(call: &Call<'_, '_>) -> Fallible<(Dim, [usize; 3], usize)> {
     Ok((n, [c, h, w], block.ok_or_else(|| invalid("`blocksize` is missing or out of range"))?))
 }
 
-fn rearranged(call: &mut Call<'_, '_>, split: Vec<Dim>, perm: Vec<usize>, joined: Vec<Dim>) -> Fallible<()> {
+pub(super) fn rearranged(call: &mut Call<'_, '_>, split: Vec<Dim>, perm: Vec<usize>, joined: Vec<Dim>) -> Fallible<()> {
     let x = call.tensor(0)?;
     let x = call.reshape(x, Shape(split))?;
     let x = call.transpose(x, perm)?;

@@ -3,6 +3,7 @@
 mod activation;
 mod arithmetic;
 mod attention;
+mod col2im;
 mod constant;
 mod contrib;
 mod control;
@@ -35,10 +36,11 @@ pub(crate) type Handler = fn(&mut Call<'_, '_>) -> Fallible<()>;
 /// A family's ops.
 type Table = &'static [(&'static str, Handler)];
 
-const TABLES: [Table; 20] = [
+const TABLES: [Table; 21] = [
     activation::OPS,
     arithmetic::OPS,
     attention::OPS,
+    col2im::OPS,
     constant::OPS,
     control::OPS,
     einsum::OPS,
