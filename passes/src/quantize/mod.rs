@@ -21,6 +21,9 @@ mod observe;
 mod output;
 #[cfg(test)]
 mod output_tests;
+mod parts;
+#[cfg(test)]
+mod parts_tests;
 mod placed;
 mod range;
 mod rounding;
@@ -151,7 +154,7 @@ pub fn run_placing(
     options: &QuantOptions,
 ) -> Result<(Module, Vec<Placed>), Diagnostics> {
     check_patterns(module, options)?;
-    let sites = sites::Sites::of(module);
+    let sites = parts::of(module, calibration);
     let grids = range::decide(module, &sites, calibration, options)?;
     let rounded = rounding::round(module, &sites, &grids, calibration, options)?;
     let mut inserted = insert::insert(module, &sites, &grids, rounded, options)?;

@@ -55,7 +55,7 @@ pub fn observe_products(
     options: &QuantOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(), Diagnostics> {
-    let sites = Sites::of(module);
+    let sites = super::parts::of(module, calibration);
     let grids = range::decide(module, &sites, calibration, options)?;
     let mut wanted: BTreeMap<ValueId, (Grid, Mutex<Gram>)> = BTreeMap::new();
     for n in (0..module.nodes.len()).filter(|&n| is_candidate(module, n, options)) {

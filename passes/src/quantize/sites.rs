@@ -321,8 +321,25 @@ pub(crate) struct Sites {
 }
 
 impl Sites {
-    /// The sites of a module of stage `shape`.
+    /// The sites of a module of stage `shape`, where everything that is connected by sums shares a scale.
     pub(crate) fn of(module: &Module) -> Sites {
+        let mut sites = Sites::without_sums(module);
+        Sites::sums(module).for_each(|node| sites.join_result(module, node, Role::Wide));
+        sites
+    }
+
+    /// The sums whose operands and result are sites.
+    pub(super) fn sums(module: &Module) -> impl Iterator<Item = &Node> {
+        let integer = |n: &&Node| {
+            matches!(n.op, Op::Add {} | Op::Sub {})
+                && chain_source(module, n.result).is_none()
+                && !only_biases_scores(module, n.result)
+        };
+        module.nodes.iter().filter(integer)
+    }
+
+    /// The sites of a module, of which sums and what they add may have scales of their own.
+    pub(super) fn without_sums(module: &Module) -> Sites {
         let mut sites = Sites::default();
         for input in module.inputs.iter().filter(|i| module.ty(i.value).elem == Elem::F32) {
             sites.index_of((input.value, Role::Unsigned));
@@ -334,10 +351,8 @@ impl Sites {
                 }
             }
             match node.op {
-                Op::Add {} | Op::Sub {} | Op::Min {} | Op::Max {} if chain_source(module, node.result).is_some() => {}
-                Op::Add {} if only_biases_scores(module, node.result) => {}
+                Op::Min {} | Op::Max {} if chain_source(module, node.result).is_some() => {}
                 Op::HardSwish {} if is_fine_hardswish(module, node) => sites.join_result(module, node, Role::Wide),
-                Op::Add {} | Op::Sub {} => sites.join_result(module, node, Role::Wide),
                 Op::Min {} | Op::Max {} => sites.join_result(module, node, Role::Unsigned),
                 _ => {}
             }
@@ -364,7 +379,7 @@ impl Sites {
         }
     }
 
-    fn index_of(&mut self, site: Site) -> usize {
+    pub(super) fn index_of(&mut self, site: Site) -> usize {
         let fresh = self.parent.len();
         let i = *self.index.entry(site).or_insert(fresh);
         if i == fresh {
@@ -380,7 +395,7 @@ impl Sites {
         i
     }
 
-    fn join(&mut self, a: Site, b: Site) {
+    pub(super) fn join(&mut self, a: Site, b: Site) {
         let (a, b) = (self.index_of(a), self.index_of(b));
         let (a, b) = (self.root(a), self.root(b));
         self.parent[a.max(b)] = a.min(b);
@@ -398,6 +413,11 @@ impl Sites {
             groups.entry(self.root(i)).or_default().push(site);
         }
         groups
+    }
+
+    /// Every site.
+    pub(super) fn all(&self) -> impl Iterator<Item = Site> {
+        self.index.keys().copied()
     }
 
     /// Every value of a site.

@@ -125,7 +125,7 @@ fn entering(q: &Module, x: &[Tensor]) -> Vec<Tensor> {
 }
 
 /// The quantized module's output on its own inputs, beside the float one's.
-fn compare(m: &Module, q: &Module) -> f64 {
+pub(crate) fn compare(m: &Module, q: &Module) -> f64 {
     let x = inputs(m, 100);
     sqnr(&outputs(m, &x), &outputs(q, &entering(q, &x)))
 }

@@ -4,7 +4,7 @@ use vitc_onnx::{Options, import_bytes};
 
 use super::arithmetic_model;
 use super::case::{evaluate, seq};
-use super::common::{Build, D, floats, int, ints, tensor_attr};
+use super::common::{Build, D, floats, int, ints};
 
 /// A mask that transformers repeat over the batch: one image's content is known, and the batch is that of the shape.
 #[test]
