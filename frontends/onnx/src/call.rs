@@ -277,7 +277,8 @@ impl<'i, 'a> Call<'i, 'a> {
     fn count_operands(&self) -> usize {
         let known = |name: &String| {
             let slot = self.importer.slots.get(name.as_str())?;
-            slot.known.as_ref().map(|k| k.data.len())
+            let content = slot.known.as_ref().or(slot.repeated.as_ref().map(|r| &r.content));
+            content.or(slot.counted.as_ref().map(|c| c.content())).map(|k| k.data.len())
         };
         self.node.input.iter().filter_map(known).fold(0usize, usize::saturating_add)
     }

@@ -41,9 +41,9 @@ impl Default for Limits {
             initializers: 100_000,
             name_bytes: 4 << 10,
             fields: 8_000_000,
-            fold_bytes: 256 << 20,
+            fold_bytes: 2 << 30,
             fold_growth: 4,
-            fold_floor_bytes: 1 << 20,
+            fold_floor_bytes: 64 << 20,
         }
     }
 }

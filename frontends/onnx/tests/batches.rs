@@ -108,3 +108,58 @@ fn elements_before_the_batch_are_gathered() {
     let error = import_bytes(model(&[0, 1, 2]).bytes(), None, &Options::default()).unwrap_err().to_string();
     assert!(error.contains("elements of the batch are gathered"), "{error}");
 }
+
+/// `x[:, rows, columns] = -x[...]`, as the TorchScript exporter writes it: an index of three coordinates for each element, the first
+/// of which counts the images of a dynamic batch.
+#[test]
+fn slices_of_a_batch_are_assigned() {
+    let model = |batch: D, rows: [i64; 2], columns: [i64; 2]| {
+        let mut build = Build::new(17).input("x", &[batch, D::Is(3), D::Is(4)]);
+        for (name, values) in [("i0", vec![0]), ("i1", vec![1]), ("i2", vec![2]), ("last", vec![-1])] {
+            build = build.ints(name, &[1], &values);
+        }
+        build = build
+            .ints("zero", &[], &[0])
+            .ints("one", &[], &[1])
+            .ints("axes", &[2], &[1, 2])
+            .ints("from", &[2], &[rows[0], columns[0]])
+            .ints("to", &[2], &[rows[1], columns[1]])
+            .node("Slice", &["x", "from", "to", "axes"], &["part"], vec![])
+            .node("Neg", &["part"], &["new"], vec![])
+            .node("Shape", &["x"], &["shape"], vec![])
+            .node("Gather", &["shape", "zero"], &["n"], vec![])
+            .node("Range", &["zero", "n", "one"], &["images"], vec![])
+            .node("Unsqueeze", &["images", "axes"], &["image"], vec![])
+            .ints("rows", &[1, rows[1] - rows[0], 1], &(rows[0]..rows[1]).collect::<Vec<_>>())
+            .ints("columns", &[1, 1, columns[1] - columns[0]], &(columns[0]..columns[1]).collect::<Vec<_>>())
+            .node("Shape", &["part"], &["box"], vec![]);
+        for name in ["image", "rows", "columns"] {
+            let (wide, column) = (format!("{name}.wide"), format!("{name}.column"));
+            build = build.node("Expand", &[name, "box"], &[&wide], vec![]).node(
+                "Unsqueeze",
+                &[&wide, "last"],
+                &[&column],
+                vec![],
+            );
+        }
+        build
+            .node("Concat", &["image.column", "rows.column", "columns.column"], &["index"], vec![int("axis", -1)])
+            .node("ScatterND", &["x", "index", "new"], &["y"], vec![])
+            .output("y")
+    };
+    for batch in [D::Named("n"), D::Is(2)] {
+        for (rows, columns) in [([0, 3], [0, 4]), ([1, 3], [0, 4]), ([1, 2], [1, 3]), ([0, 2], [3, 4])] {
+            let options = Options { batch: vitc_onnx::BatchMode::AsIs, ..Options::default() };
+            let module = import_bytes(model(batch.clone(), rows, columns).bytes(), None, &options);
+            let module = module.unwrap_or_else(|e| panic!("{e}"));
+            let values: Vec<f32> = (1..=24).map(|v| v as f32).collect();
+            let within = |i: usize| {
+                let (row, column) = ((i / 4 % 3) as i64, (i % 4) as i64);
+                (rows[0]..rows[1]).contains(&row) && (columns[0]..columns[1]).contains(&column)
+            };
+            let expected: Vec<f32> = values.iter().enumerate().map(|(i, &v)| if within(i) { -v } else { v }).collect();
+            let y = eval::run(&module, &[Tensor { shape: vec![2, 3, 4], data: Data::F32(values) }]).unwrap();
+            assert_eq!(y[0].as_f32().unwrap(), expected, "{rows:?} {columns:?}");
+        }
+    }
+}

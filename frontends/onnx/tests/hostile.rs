@@ -475,7 +475,7 @@ fn small_models_cannot_ask_for_large_memory() {
         folding("Range", &["a", "b", "c"], |b| b.ints("a", &[], &[0]).ints("b", &[], &[huge]).ints("c", &[], &[1])),
         folding("Range", &["a", "b", "c"], |b| b.ints("a", &[], &[0]).ints("b", &[], &[1]).ints("c", &[], &[0])),
         folding("Add", &["a", "b"], |b| b.ints("a", &[4096, 1], &[1; 4096]).ints("b", &[1, 4096], &[1; 4096])),
-        folding("Gather", &["a", "b"], |b| b.ints("a", &[2, 500], &[0; 1000]).ints("b", &[1000], &[0; 1000])),
+        folding("Gather", &["a", "b"], |b| b.ints("a", &[2, 500], &[0; 1000]).ints("b", &[10_000], &[0; 10_000])),
         folding("Expand", &["x", "d"], |b| b.ints("d", &[3], &[1 << 30, 1, 4])),
         folding("Tile", &["x", "d"], |b| b.ints("d", &[2], &[1, 1 << 40])),
         folding("Pad", &["x", "d"], |b| b.ints("d", &[4], &[0, 0, 0, i64::MAX])),

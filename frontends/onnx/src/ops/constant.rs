@@ -102,7 +102,8 @@ fn cast_to(call: &mut Call<'_, '_>, to: i32) -> Fallible<()> {
     if tensor::is_float(to) && is_float {
         return call.give_operand(0);
     }
-    if slot.value.is_some() && slot.known.is_none() && slot.tensor.is_none() {
+    // what nodes compute from constants alone is known once it is asked for
+    if slot.value.is_some() && call.known_or_repeated(0, usize::MAX)?.is_none() {
         let problem = unsupported(format!("a cast of computed floats to {}", dtype::name(to)));
         return Err(problem.help("export the model in float32, without casts of activations"));
     }

@@ -1,5 +1,6 @@
 //! Integers that count images: what exporters of a dynamic batch make of a strided view are positions in the flat tensor, a first one
-//! for each image and the same distances from it. They are followed to the `Gather` that takes from each image its own elements.
+//! for each image and the same distances from it. They are followed to the `Gather` that takes from each image its own elements, or to the
+//! `ScatterND` that puts them there.
 
 use std::rc::Rc;
 
@@ -7,16 +8,16 @@ use vitc_ir::{Dim, Op, Shape};
 
 use super::arithmetic;
 use crate::call::Call;
-use crate::import::Slot;
-use crate::known::{Kind, Known, Linear, count};
+use crate::import::{Repeated, Slot};
+use crate::known::{Kind, Known, Linear, broadcast_strides, count};
 use crate::problem::{Fallible, Problem, unsupported};
 
-/// `step * n + content` for image `n`. Dimension `axis`, which `content` has as 1, is the batch.
+/// Numbers of each image `n`: the batch of an element, which counts images here, times `n`, and its constant. Dimension `axis`,
+/// which `content` has as 1, is the batch.
 #[derive(Clone)]
 pub(crate) struct Counted {
     content: Rc<Known>,
     axis: usize,
-    step: f64,
 }
 
 impl Counted {
@@ -26,21 +27,50 @@ impl Counted {
         Shape(self.content.dims.iter().enumerate().map(dim).collect())
     }
 
-    /// Its elements as functions of the image, in place of the batch.
-    fn of_image(&self) -> Known {
-        let data = self.content.data.iter().map(|v| Linear { batch: self.step, ..*v }).collect();
-        Known { data, ..Known::clone(&self.content) }
+    /// Its numbers, as functions of the image.
+    pub(crate) fn content(&self) -> &Rc<Known> {
+        &self.content
+    }
+
+    /// Operand `i`, when it counts images or is the same integers for each.
+    fn of(call: &mut Call<'_, '_>, i: usize) -> Fallible<Option<Counted>> {
+        let slot = call.slot(i)?;
+        let Some(Repeated { content, shape }) = slot.repeated.filter(|r| r.content.kind == Kind::Int) else {
+            return Ok(slot.counted);
+        };
+        let Some(axis) = shape.0.iter().position(|d| *d == Dim::N) else { return Ok(None) };
+        let whole = spread(call, &content, &shape)?;
+        Ok(Some(Counted { content: Rc::new(whole), axis }))
+    }
+
+    /// Indices into images that lie one after another along dimension 0 of a tensor, of which each image has its own: those of
+    /// image 0.
+    pub(super) fn of_own_image(&self) -> Option<Known> {
+        let depth = *self.content.dims.last()?;
+        let own = |(i, v): (usize, &Linear)| {
+            let first = i % depth == 0;
+            (v.batch == f64::from(u8::from(first)) && (!first || v.constant == 0.0)).then(|| v.constant.into())
+        };
+        let data = self.content.data.iter().enumerate().map(own).collect::<Option<_>>().filter(|_| self.axis == 0)?;
+        Some(Known { data, ..Known::clone(&self.content) })
     }
 }
 
-fn give(call: &mut Call<'_, '_>, content: Known, axis: usize, step: f64) {
-    let counted = Counted { content: Rc::new(content), axis, step };
+fn give(call: &mut Call<'_, '_>, content: Known, axis: usize) {
+    let counted = Counted { content: Rc::new(content), axis };
     call.give(Slot { counted: Some(counted), ..Slot::default() });
+}
+
+/// One image's content of a shape that it broadcasts to.
+fn spread(call: &mut Call<'_, '_>, content: &Known, shape: &Shape) -> Fallible<Known> {
+    let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
+    let steps: Vec<i64> = broadcast_strides(&content.dims, &dims).into_iter().map(|s| s as i64).collect();
+    super::layout::moved(call, content, dims, &steps, 0)
 }
 
 fn beyond() -> Problem {
     unsupported("numbers that count the images of the batch")
-        .help("vitc follows such to a Gather that takes each image's own elements; export with a batch of 1")
+        .help("vitc follows such to a Gather or ScatterND of each image's own elements; export with a batch of 1")
 }
 
 /// `Range` with one number for each image; says whether it is one.
@@ -58,7 +88,7 @@ pub(super) fn range(call: &mut Call<'_, '_>) -> Fallible<bool> {
     if step == 0.0 || span != (Linear { batch: step, constant: 0.0 }) {
         return Ok(false);
     }
-    give(call, Known::vector(Kind::Int, vec![first.into()]), 0, step);
+    give(call, Known::vector(Kind::Int, vec![Linear { batch: step, constant: first }]), 0);
     Ok(true)
 }
 
@@ -80,22 +110,18 @@ pub(super) fn binary(call: &mut Call<'_, '_>, f: impl Fn(Kind, Linear, Linear) -
     if repeats {
         return Err(beyond());
     }
-    let own = counted.of_image();
-    let (x, y) = if other == 1 { (&own, &*known) } else { (&*known, &own) };
+    let own = &*counted.content;
+    let (x, y) = if other == 1 { (own, &*known) } else { (&*known, own) };
     let result = arithmetic::zip(call, x, y, x.kind, |u, v| f(x.kind, u, v))?;
-    let step = result.data.first().map_or(0.0, |v| v.batch);
-    if result.data.iter().any(|v| v.batch != step) {
-        return Err(beyond());
-    }
     let axis = result.dims.len() - behind;
-    let data = result.data.into_iter().map(|v| v.constant.into()).collect();
-    give(call, Known { data, ..result }, axis, step);
+    give(call, result, axis);
     Ok(true)
 }
 
-/// Operand 0 with another shape, when it counts images; says whether it does.
+/// Operand 0 with another shape, when it counts images or is the same integers for each; says whether it is one.
 pub(super) fn reshape(call: &mut Call<'_, '_>, shape: &Shape) -> Fallible<bool> {
-    let Some(counted) = call.slot(0)?.counted else { return Ok(false) };
+    let counts = call.slot(0)?.counted.is_some();
+    let Some(counted) = Counted::of(call, 0)? else { return Ok(false) };
     let axis = shape.0.iter().position(|d| *d == Dim::N).ok_or_else(beyond)?;
     let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
     let inner = |dims: &[usize], axis: usize| dims.get(axis + 1..).and_then(count);
@@ -104,7 +130,46 @@ pub(super) fn reshape(call: &mut Call<'_, '_>, shape: &Shape) -> Fallible<bool> 
         return Err(beyond());
     }
     call.room(counted.content.data.len())?;
-    give(call, counted.content.with_dims(dims), axis, counted.step);
+    let content = counted.content.with_dims(dims);
+    match counts {
+        true => give(call, content, axis),
+        false => call.give_repeated(content, shape.clone()),
+    }
+    Ok(true)
+}
+
+/// Operand 0 repeated to a shape, when it counts images; says whether it does.
+pub(super) fn expand(call: &mut Call<'_, '_>, shape: &Shape) -> Fallible<bool> {
+    let Some(counted) = call.slot(0)?.counted else { return Ok(false) };
+    let added = shape.rank().checked_sub(counted.content.dims.len()).ok_or_else(beyond)?;
+    let axis = counted.axis + added;
+    let batches = shape.0.iter().enumerate().filter(|(_, d)| d.batch);
+    if batches.map(|(i, d)| (i, d.size)).ne([(axis, 1)]) {
+        return Err(beyond());
+    }
+    let content = spread(call, &counted.content, shape)?;
+    give(call, content, axis);
+    Ok(true)
+}
+
+/// All operands along an axis, when one of them counts images; says whether one does.
+pub(super) fn concat(call: &mut Call<'_, '_>, axis: usize) -> Fallible<bool> {
+    let operands = call.node.input.len();
+    let mut counts = false;
+    for i in 0..operands {
+        counts |= call.slot(i)?.counted.is_some();
+    }
+    if !counts {
+        return Ok(false);
+    }
+    let parts = (0..operands).map(|i| Counted::of(call, i)?.ok_or_else(beyond)).collect::<Fallible<Vec<_>>>()?;
+    let batch = parts.first().map_or(0, |first| first.axis);
+    if axis == batch || parts.iter().any(|part| part.axis != batch) {
+        return Err(beyond());
+    }
+    let contents: Vec<_> = parts.into_iter().map(|part| part.content).collect();
+    let content = super::layout::join(call, &contents, axis)?;
+    give(call, content, batch);
     Ok(true)
 }
 
@@ -114,8 +179,9 @@ pub(super) fn gather(call: &mut Call<'_, '_>, index: &Counted) -> Fallible<()> {
     let axis = call.axis(call.int_or("axis", 0)?, shape.rank())?;
     let (Some(&Dim { size, batch: true }), 0, 0) = (shape.0.first(), axis, index.axis) else { return Err(beyond()) };
     let own = |v: i64| usize::try_from(v).ok().filter(|&v| v < size);
-    let positions: Option<Vec<usize>> = index.content.integers()?.into_iter().map(own).collect();
-    let positions = positions.filter(|p| !p.is_empty() && index.step == size as f64).ok_or_else(beyond)?;
+    let first = |v: &Linear| (v.batch == size as f64).then(|| own(v.constant as i64))?;
+    let positions: Option<Vec<usize>> = index.content.data.iter().map(first).collect();
+    let positions = positions.filter(|p| !p.is_empty()).ok_or_else(beyond)?;
     let inner = shape.0.get(1..).unwrap_or_default();
     let x = call.tensor(0)?;
     let images = call.reshape(x, Shape([&[Dim::N, Dim::fixed(size)], inner].concat()))?;

@@ -166,6 +166,9 @@ fn expand(call: &mut Call<'_, '_>) -> Fallible<()> {
         call.give_known(Known { kind: Kind::F32, dims, data: Vec::new() });
         return Ok(());
     }
+    if counted::expand(call, &shape)? {
+        return Ok(());
+    }
     if let (Some(x), Some(dims)) = (call.known(0)?, shape.as_fixed()) {
         let small = count(&dims).is_some_and(|c| c <= SMALL);
         if small || !x.kind.is_float() {
@@ -194,6 +197,9 @@ fn concat(call: &mut Call<'_, '_>) -> Fallible<()> {
     let operands = call.node.input.len();
     let axis = call.int("axis")?.ok_or_else(|| invalid("attribute `axis` is missing"))?;
     let axis = call.axis(axis, call.shape(0)?.rank())?;
+    if counted::concat(call, axis)? {
+        return Ok(());
+    }
     let mut contents = Vec::new();
     for i in 0..operands {
         contents.extend(call.known(i)?);
@@ -225,7 +231,7 @@ pub(super) fn concat_of(call: &mut Call<'_, '_>, mut values: Vec<ValueId>, axis:
     }
 }
 
-fn join(call: &mut Call<'_, '_>, parts: &[std::rc::Rc<Known>], axis: usize) -> Fallible<Known> {
+pub(super) fn join(call: &mut Call<'_, '_>, parts: &[std::rc::Rc<Known>], axis: usize) -> Fallible<Known> {
     let misfit = || invalid("the operands' shapes do not fit");
     let first = parts.first().ok_or_else(|| invalid("there are no operands"))?;
     let outer_of = |k: &Known| k.dims.get(..axis).map(<[usize]>::to_vec);

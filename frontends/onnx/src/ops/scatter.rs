@@ -1,8 +1,10 @@
-//! Gathers with an index for each element or each block, and `ScatterND` of constants.
+//! Gathers with an index for each element or each block, and `ScatterND` of constants or into boxes.
 
-use vitc_ir::{Dim, Op, Shape};
+use vitc_ir::{Dim, Op, Shape, ValueId};
 
 use super::Table;
+use super::index::slice_axis;
+use super::layout::concat_of;
 use crate::call::Call;
 use crate::import::shorten;
 use crate::known::{Known, Linear, count, pick, strides};
@@ -149,7 +151,9 @@ fn join(call: &Call<'_, '_>) -> Fallible<Join> {
 }
 
 fn scatter_nd(call: &mut Call<'_, '_>) -> Fallible<()> {
-    let x = call.known_up_to(0, 1 << 20)?.ok_or_else(|| unsupported("only constants are supported"))?;
+    let Some(x) = call.known_up_to(0, 1 << 20)?.filter(|x| !x.kind.is_float() || is_known(call, 2)) else {
+        return assign(call);
+    };
     let index = call.content(1, "the index")?;
     let updates = call.content(2, "the updates")?;
     let join = join(call)?;
@@ -182,4 +186,86 @@ fn scatter_nd(call: &mut Call<'_, '_>) -> Fallible<()> {
     }
     call.give_known(Known { kind: x.kind, dims: x.dims.clone(), data });
     Ok(())
+}
+
+/// Whether the content of an operand is known, or can be.
+fn is_known(call: &mut Call<'_, '_>, i: usize) -> bool {
+    call.known_up_to(i, 1 << 20).is_ok_and(|known| known.is_some())
+}
+
+/// `x[a:b, c:d] = updates`, as exporters write it: an index for each element, which together make up a box.
+fn assign(call: &mut Call<'_, '_>) -> Fallible<()> {
+    if call.word_or("reduction", "none")? != "none" {
+        return Err(unsupported("updates that join what is computed"));
+    }
+    let shape = call.shape(0)?;
+    let index = match call.slot(1)?.counted {
+        Some(counted) => counted.of_own_image().ok_or_else(|| unsupported("updates of other images of the batch"))?,
+        None => Known::clone(&*call.content(1, "the index")?),
+    };
+    let sizes: Vec<usize> = shape.0.iter().map(|d| d.size).collect();
+    let beyond = || unsupported("updates of computed elements that are no box").help("assign to slices of step 1");
+    let starts = starts(&index, &sizes).ok_or_else(beyond)?;
+    let extents: Vec<usize> = index.dims.iter().take(starts.len()).copied().collect();
+    let mut part = call.tensor(2)?;
+    let mut expected = shape.clone();
+    for (dim, &extent) in expected.0.iter_mut().zip(&extents) {
+        dim.size = extent;
+    }
+    if call.shape_of(part) != expected {
+        return Err(invalid("the updates do not fit the index"));
+    }
+    // from the last axis on: what lies before and behind the box, as wide as the box along the axes before
+    for axis in (0..starts.len()).rev() {
+        let bounds = |list: &[usize]| list.get(axis).copied().unwrap_or(0);
+        let (start, extent, size) = (bounds(&starts), bounds(&extents), bounds(&sizes));
+        if extent == size {
+            continue;
+        }
+        let mut rows = call.tensor(0)?;
+        for outer in 0..axis {
+            let (start, extent) = (starts.get(outer), extents.get(outer));
+            if let (Some(&start), Some(&extent)) = (start, extent) {
+                rows = sliced(call, rows, outer, start, extent)?;
+            }
+        }
+        let mut parts = Vec::new();
+        if start > 0 {
+            parts.push(sliced(call, rows, axis, 0, start)?);
+        }
+        parts.push(part);
+        let behind = start + extent;
+        if behind < size {
+            parts.push(sliced(call, rows, axis, behind, size - behind)?);
+        }
+        part = concat_of(call, parts, axis)?;
+    }
+    call.give_value(part);
+    Ok(())
+}
+
+/// A slice of an axis, which is all of it where that is the batch.
+fn sliced(call: &mut Call<'_, '_>, x: ValueId, axis: usize, start: usize, len: usize) -> Fallible<ValueId> {
+    let whole = call.shape_of(x).0.get(axis).is_some_and(|d| d.size == len);
+    if whole { Ok(x) } else { slice_axis(call, x, axis, start, len, 1) }
+}
+
+/// The first corner of the box that indices make up, in order.
+fn starts(index: &Known, sizes: &[usize]) -> Option<Vec<usize>> {
+    let (&depth, extents) = index.dims.split_last()?;
+    if extents.len() != depth || depth == 0 || depth > sizes.len() || index.data.is_empty() {
+        return None;
+    }
+    let numbers = index.integers().ok()?;
+    let rows = numbers.chunks_exact(depth);
+    let resolved = |row: &[i64]| row.iter().zip(sizes).map(|(&i, &size)| resolve(i, size)).collect::<Option<Vec<_>>>();
+    let first = resolved(rows.clone().next()?)?;
+    let steps = strides(extents);
+    let in_order = |(flat, row): (usize, &[i64])| {
+        let coordinates = steps.iter().zip(extents).map(|(&step, &extent)| flat / step % extent);
+        resolved(row).is_some_and(|row| {
+            row.iter().zip(&first).map(|(at, start)| at.checked_sub(*start)).eq(coordinates.map(Some))
+        })
+    };
+    rows.enumerate().all(in_order).then_some(first)
 }
