@@ -4,7 +4,7 @@
 //! left or right operand, until it finds weights; so the attention scale, wherever an exporter put it (on q, on q and k
 //! as two square roots, after the product), ends in the weights of the projection of q or k.
 
-use vitc_ir::{Const, Op, Shape, TensorType, ValueId};
+use vitc_ir::{Const, Dim, Op, Shape, TensorType, ValueId};
 
 use super::draft::Draft;
 use super::given::{integers, is_weights, scale_integers};
@@ -161,8 +161,47 @@ pub(crate) fn absorb_scale(d: &mut Draft, n: usize) -> Option<ValueId> {
             let factor = d.floats("scale", &[], &[factor as f32]);
             absorb(d, v, factor, n)
         }
-        None => scale_weights(d, v, c, n),
+        None => scale_weights(d, v, c, n).or_else(|| {
+            let (factor, axis) = along_one_axis(d, c, v)?;
+            scale_above(d, v, factor, axis, n)
+        }),
     }
+}
+
+/// A constant that varies along one dimension of `v` only, as a vector, and that dimension.
+fn along_one_axis(d: &mut Draft, c: ValueId, v: ValueId) -> Option<(ValueId, usize)> {
+    let (own, shape) = (d.shape(c).clone(), d.shape(v).clone());
+    let mut varying = (0..own.rank()).filter(|&i| own.0[i] != 1.into());
+    let (axis, None) = (varying.next()?, varying.next()) else { return None };
+    let axis = (axis + shape.rank()).checked_sub(own.rank())?;
+    Some((per_channel(d, c, &shape, axis)?, axis))
+}
+
+/// `v * factor` for one factor for each index of a dimension, which goes into the weights that make those indices, through movement
+/// that keeps the dimension and values that have no other use.
+fn scale_above(d: &mut Draft, v: ValueId, factor: ValueId, axis: usize, at: usize) -> Option<ValueId> {
+    let producer = d.def(v).filter(|_| d.used_once(v))?;
+    if channel_axis(d, v) == Some(axis) {
+        let mut dims = vec![1; d.shape(v).rank() - axis];
+        dims[0] = d.shape(v).0[axis].as_fixed()?;
+        let factor = with_shape(d, factor, &dims)?;
+        return scale_weights(d, v, factor, at);
+    }
+    let (op, x, loc) = (d.node(producer).op.clone(), *d.node(producer).operands.first()?, d.loc(producer));
+    let above = match &op {
+        Op::Transpose { perm } => perm[axis],
+        Op::Reshape { .. } => same_axis(d.shape(x), d.shape(v), axis)?,
+        _ => return None,
+    };
+    let scaled = scale_above(d, x, factor, above, at)?;
+    d.push(op, &[scaled], loc)
+}
+
+/// The dimension of `from` that a reshape leaves as dimension `axis` of `to`.
+fn same_axis(from: &Shape, to: &Shape, axis: usize) -> Option<usize> {
+    let outer = |shape: &Shape, axis: usize| shape.0[..axis].iter().try_fold(Dim::fixed(1), |all, &dim| all.times(dim));
+    let wanted = (outer(to, axis)?, to.0[axis]);
+    (0..from.rank()).find(|&i| outer(from, i).map(|outer| (outer, from.0[i])) == Some(wanted))
 }
 
 /// `(x * c) w` to `x (c w)` for constant weights and a scalar or one factor a channel.

@@ -272,6 +272,39 @@ fn a_batchnorm_after_a_convolution_joins_it() {
     assert_eq!(clean(&b.done(y)).module.nodes.len(), 1);
 }
 
+/// LayerScale behind an image that has become tokens (XCiT), and behind rows that have come apart: the factors follow their channels.
+#[test]
+fn channel_scales_find_their_weights_through_movement() {
+    for depthwise in [false, true] {
+        let mut b = Build::new(23);
+        let x = b.input(&[6, 4, 4]);
+        let (groups, each) = if depthwise { (6, 1) } else { (1, 6) };
+        let w = b.weights(&[6, each, 3, 3], 0.3);
+        let conv = Op::Conv2d {
+            strides: [1, 1],
+            pads: [1; 4],
+            dilations: [1, 1],
+            groups,
+            layout: ImageLayout::ChannelsFirst,
+        };
+        let y = b.op(conv, &[x, w]);
+        let y = b.reshape(y, &[6, 16]);
+        let y = b.transpose(y, &[0, 2, 1]);
+        let scale = b.weights(&[6], 1.0);
+        let y = b.mul(y, scale);
+        let m = clean(&b.done(y)).module;
+        assert_eq!((count(&m, "mul"), m.nodes.len()), (0, 3));
+    }
+    // channels that are split into heads are no dimension of the product
+    let mut b = Build::new(24);
+    let x = b.input(&[5, 8]);
+    let y = b.linear(x, 12);
+    let y = b.reshape(y, &[5, 3, 4]);
+    let scale = b.weights(&[4], 1.0);
+    let y = b.mul(y, scale);
+    assert_eq!(count(&clean(&b.done(y)).module, "mul"), 1);
+}
+
 #[test]
 fn values_with_other_uses_are_left_alone() {
     let mut b = Build::new(17);
