@@ -280,13 +280,8 @@ fn channel_scales_find_their_weights_through_movement() {
         let x = b.input(&[6, 4, 4]);
         let (groups, each) = if depthwise { (6, 1) } else { (1, 6) };
         let w = b.weights(&[6, each, 3, 3], 0.3);
-        let conv = Op::Conv2d {
-            strides: [1, 1],
-            pads: [1; 4],
-            dilations: [1, 1],
-            groups,
-            layout: ImageLayout::ChannelsFirst,
-        };
+        let conv =
+            Op::Conv2d { strides: [1, 1], pads: [1; 4], dilations: [1, 1], groups, layout: ImageLayout::ChannelsFirst };
         let y = b.op(conv, &[x, w]);
         let y = b.reshape(y, &[6, 16]);
         let y = b.transpose(y, &[0, 2, 1]);

@@ -5,6 +5,7 @@
 //! ```text
 //! made by                        factor                            centre
 //! product, convolution           divides its columns or filters    leaves its bias
+//! LayerNorm that one reads       divides gamma and beta            leaves beta
 //! the same through ReLU, sums    the same for all that add up      none
 //! HardSwish in 16 bits           `mul` behind it                   `add` behind it
 //! ```
@@ -21,7 +22,7 @@
 
 use std::collections::BTreeSet;
 
-use vitc_ir::{Const, Def, Elem, Module, Op, Shape, TensorType, ValueId};
+use vitc_ir::{Const, Def, Elem, Module, Node, Op, Shape, TensorType, ValueId};
 
 use super::channels::Channels;
 use super::edit::{self, Filters, Product};
@@ -50,6 +51,10 @@ pub(crate) struct Subject {
     members: BTreeSet<ValueId>,
     /// Products and convolutions that yield members.
     makers: Vec<ValueId>,
+    /// LayerNorms that yield members.
+    norms: Vec<ValueId>,
+    /// Members that are others moved.
+    moved: usize,
     /// The function that yields the one member, when no product does.
     curve: Option<ValueId>,
     /// Members and the products or convolutions that read them.
@@ -106,13 +111,21 @@ impl Subject {
                 subject.read_by(module, v, &mut open)?;
             }
         }
-        let alone = subject.members.len() == 1;
+        let alone = subject.is_alone();
         let is_conv = |v: &ValueId| module.node_of(*v).is_some_and(|n| matches!(n.op, Op::Conv2d { .. }));
+        let mut readers = subject.readers.iter().map(|(_, r)| r);
         let fits = match subject.curve {
             Some(_) => alone,
-            None => !alone || subject.makers.iter().chain(subject.readers.iter().map(|(_, r)| r)).any(is_conv),
+            // what only products read of a LayerNorm is for `smooth`
+            None if !subject.norms.is_empty() => readers.any(is_conv),
+            None => !alone || subject.makers.iter().chain(readers).any(is_conv),
         };
         (fits && !subject.readers.is_empty()).then_some(subject)
+    }
+
+    /// Whether it is one value, which may be moved.
+    fn is_alone(&self) -> bool {
+        self.members.len() == self.moved + 1
     }
 
     fn made_by(&mut self, module: &Module, v: ValueId, open: &mut Vec<ValueId>) -> Option<()> {
@@ -126,6 +139,14 @@ impl Subject {
             Op::Add {} if is_sum(module, n) => open.extend(&node.operands),
             Op::Relu {} => open.push(node.operands[0]),
             Op::HardSwish {} if quantize::is_fine_hardswish(module, node) => self.curve = Some(v),
+            Op::LayerNorm { .. } => {
+                Norm::of(module, n)?;
+                self.norms.push(v);
+            }
+            _ if keeps_channels(module, node) => {
+                self.moved += 1;
+                open.push(node.operands[0]);
+            }
             _ => return None,
         }
         Some(())
@@ -143,6 +164,7 @@ impl Subject {
                 }
                 Op::Add {} if is_sum(module, n) => open.push(node.result),
                 Op::Relu {} => open.push(node.result),
+                _ if keeps_channels(module, node) => open.push(node.result),
                 _ => return None,
             }
         }
@@ -151,7 +173,8 @@ impl Subject {
 
     /// The node whose name is the subject's.
     pub(crate) fn node(&self, module: &Module) -> usize {
-        let first = self.curve.or(self.makers.first().copied()).and_then(|v| index_of(module, v));
+        let makers = self.makers.iter().chain(&self.norms).copied();
+        let first = self.curve.or(makers.min()).and_then(|v| index_of(module, v));
         first.unwrap_or_default()
     }
 
@@ -190,7 +213,7 @@ impl Subject {
             best = found;
         }
         // a sum or ReLU has no place for a centre
-        if allowed.shift && self.members.len() == 1 {
+        if allowed.shift && self.is_alone() {
             let centre: Vec<f64> =
                 reads[0].seen.min.iter().zip(&reads[0].seen.max).map(|(lo, hi)| (lo + hi) / 2.0).collect();
             let mut candidates = vec![Change { centre: centre.clone(), ..none.clone() }];
@@ -254,6 +277,9 @@ impl Subject {
             weights.give_output(change);
             weights.store(module);
         }
+        for norm in &self.norms {
+            Norm::of(module, index_of(module, *norm)?)?.give_output(module, change);
+        }
         let Some(curve) = self.curve else { return Some(()) };
         let mut node = index_of(module, curve)?;
         if change.centre.iter().any(|c| *c != 0.0) {
@@ -287,6 +313,42 @@ fn is_sum(module: &Module, n: usize) -> bool {
     let node = &module.nodes[n];
     let shape = &module.ty(node.result).shape;
     node.operands.iter().all(|&v| module.const_of(v).is_none() && module.ty(v).shape == *shape)
+}
+
+/// Movement of whole rows of channels.
+fn keeps_channels(module: &Module, node: &Node) -> bool {
+    let [from, to] = [node.operands[0], node.result].map(|v| &module.ty(v).shape);
+    let last = to.rank().saturating_sub(1);
+    match &node.op {
+        Op::Reshape { .. } => from.last_fixed().is_some() && from.last_fixed() == to.last_fixed(),
+        Op::Transpose { perm } => perm.last() == Some(&last),
+        Op::Slice { axis, .. } | Op::Gather { axis, .. } => *axis != last,
+        _ => false,
+    }
+}
+
+/// Gamma and beta of a LayerNorm.
+struct Norm {
+    node: usize,
+    gamma: Vec<f64>,
+    beta: Vec<f64>,
+}
+
+impl Norm {
+    fn of(module: &Module, node: usize) -> Option<Norm> {
+        let channels = module.ty(module.nodes[node].result).shape.last_fixed()?;
+        let [gamma, beta] = [1, 2].map(|i| edit::floats(module, module.nodes[node].operands[i], channels));
+        Some(Norm { node, gamma: gamma?, beta: beta? })
+    }
+
+    /// Makes every output `(y - centre) / factor`.
+    fn give_output(self, module: &mut Module, change: &Change) {
+        let Change { factor, centre } = change;
+        let gamma = self.gamma.iter().zip(factor).map(|(g, f)| g / f);
+        edit::replace(module, self.node, 1, &[factor.len()], gamma);
+        let beta = self.beta.iter().zip(centre).zip(factor).map(|((b, c), f)| (b - c) / f);
+        edit::replace(module, self.node, 2, &[factor.len()], beta);
+    }
 }
 
 /// A value as it was seen, and the weights that read it.
