@@ -46,7 +46,7 @@ pub use codes::{Codes, CodesOf};
 pub use observe::{Calibration, observe};
 pub use placed::{Placed, RoundedRows};
 pub use rounding::{Rounding, observe_products, wants_products};
-pub(crate) use sites::is_fine_hardswish;
+pub(crate) use sites::{is_fine_hardswish, is_stream};
 pub(crate) use stream::{doors, stream};
 pub(crate) use weights::nearest;
 pub use widths::{ByNode, Groups, Width, Widths};

@@ -122,9 +122,28 @@ pub(crate) fn scales_channels(module: &Module, node: &Node) -> bool {
     matches!(node.op, Op::Mul {})
         && per_channel(module, node).is_some_and(positive)
         && (is_island(module, node.operands[0])
+            || is_stream(module, node.operands[0])
             || module
                 .node_of(node.operands[0])
                 .is_some_and(|n| n.op == (Op::HardSwish {}) || shifts_channels(module, n)))
+}
+
+/// Whether a value of a float model has 16 bits: a sum of two activations, or a LayerNorm that is added to something.
+pub(crate) fn is_stream(module: &Module, v: ValueId) -> bool {
+    let sum = |v: ValueId| {
+        module.node_of(v).is_some_and(|n| {
+            matches!(n.op, Op::Add {} | Op::Sub {})
+                && n.operands.iter().all(|&o| module.const_of(o).is_none())
+                && chain_source(module, n.result).is_none()
+        })
+    };
+    let is_added = |v: ValueId| {
+        let mut sums = module.nodes.iter().filter(|n| matches!(n.op, Op::Add {} | Op::Sub {}));
+        sums.any(|n| sum(n.result) && n.operands.contains(&v))
+    };
+    let norm = |v: ValueId| module.node_of(v).is_some_and(|n| matches!(n.op, Op::LayerNorm { .. }));
+    !super::is_quantized(module)
+        && origins(module, v).into_iter().all(|o| sum(o) || norm(o) && (is_added(o) || is_added(v)))
 }
 
 /// Whether a node adds a constant to each channel of what HardSwish yields.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use vitc_ir::eval::{Data, Tensor};
 use vitc_ir::{Diagnostic, Diagnostics, Module, ValueId};
 
+use super::noise::Change;
 use crate::quantize::stream;
 
 /// Range, mean and energy of every channel.
@@ -112,6 +113,18 @@ impl Channels {
     /// Whether what was seen can be relied on: enough rows, and every channel finite.
     pub(crate) fn is_telling(&self) -> bool {
         self.rows >= LEAST_ROWS && self.min.iter().chain(&self.max).chain(&self.power).all(|x| x.is_finite())
+    }
+
+    /// What would be seen after a change.
+    pub(crate) fn changed(&self, change: &Change) -> Channels {
+        let mut all = self.clone();
+        for (c, (factor, centre)) in change.factor.iter().zip(&change.centre).enumerate() {
+            all.power[c] = (self.power[c] - 2.0 * centre * self.mean[c] + centre * centre) / factor.powi(2);
+            for x in [&mut all.min[c], &mut all.max[c], &mut all.mean[c]] {
+                *x = (*x - centre) / factor;
+            }
+        }
+        all
     }
 
     /// The channels of a value whose element `k` is channel `channel[k]` of this one's value: the reverse of a reader's map.

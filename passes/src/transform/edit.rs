@@ -240,7 +240,21 @@ pub(crate) fn insert_behind(module: &mut Module, node: usize, op: Op, constant: 
     let behind = module.nodes.iter_mut().skip(node + 1);
     behind.flat_map(|n| &mut n.operands).filter(|v| **v == from).for_each(|v| *v = result);
     module.outputs.iter_mut().filter(|o| o.value == from).for_each(|o| o.value = result);
-    let at = node + 1;
+    insert(module, node + 1, Node { op, operands: vec![from, constant], result, loc, place: None, region: None });
+    result
+}
+
+/// Puts a node between the first operand of another one and that: nobody else reads it.
+pub(crate) fn insert_before(module: &mut Module, node: usize, op: Op, constant: ValueId) -> ValueId {
+    let (from, loc) = (module.nodes[node].operands[0], module.nodes[node].loc.clone());
+    let result = ValueId(module.values.len() as u32);
+    module.nodes[node].operands[0] = result;
+    insert(module, node, Node { op, operands: vec![from, constant], result, loc, place: None, region: None });
+    result
+}
+
+/// Inserts a node whose result is a new value of the type of its first operand.
+fn insert(module: &mut Module, at: usize, node: Node) {
     for value in &mut module.values {
         if let Def::Node(n) = &mut value.def
             && *n >= at
@@ -248,7 +262,14 @@ pub(crate) fn insert_behind(module: &mut Module, node: usize, op: Op, constant: 
             *n += 1;
         }
     }
-    module.values.push(Value { def: Def::Node(at), ty: module.ty(from).clone() });
-    module.nodes.insert(at, Node { op, operands: vec![from, constant], result, loc, place: None, region: None });
-    result
+    module.values.push(Value { def: Def::Node(at), ty: module.ty(node.operands[0]).clone() });
+    module.nodes.insert(at, node);
+}
+
+/// The node that yields a value.
+pub(crate) fn index_of(module: &Module, v: ValueId) -> Option<usize> {
+    match module.values[v.0 as usize].def {
+        Def::Node(n) => Some(n),
+        _ => None,
+    }
 }

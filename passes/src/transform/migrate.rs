@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use vitc_ir::{Const, Def, Elem, Module, Node, Op, Shape, TensorType, ValueId};
 
 use super::channels::Channels;
-use super::edit::{self, Filters, Product};
+use super::edit::{self, Filters, Product, index_of};
 use super::flow;
 use super::noise::{self, Change, Levels};
 use super::smooth::factors;
@@ -76,6 +76,8 @@ pub(crate) struct Done {
     pub(crate) shifted: Option<f64>,
     /// Convolutions whose borders no longer hold what their input's channels have as zero.
     pub(crate) borders: Vec<Border>,
+    /// What became of the channels.
+    pub(crate) change: Change,
 }
 
 /// A convolution by its result, and what is too little in the channels beyond its border.
@@ -183,6 +185,11 @@ impl Subject {
         self.readers.iter().map(|(v, _)| *v)
     }
 
+    /// Whether a value's channels are among those that move.
+    pub(crate) fn holds(&self, v: ValueId) -> bool {
+        self.members.contains(&v)
+    }
+
     /// Rewrites makers and readers where the predicted noise becomes smaller.
     pub(crate) fn apply<'s>(
         &self,
@@ -205,7 +212,7 @@ impl Subject {
         };
         let none = Change::none(channels);
         let before = noise(&none);
-        let mut done = Done { before, migrated: None, shifted: None, borders: Vec::new() };
+        let mut done = Done { before, migrated: None, shifted: None, borders: Vec::new(), change: none.clone() };
         let mut best = (before, none.clone());
         let plain = if allowed.migrate { self.factored(&reads, &none.centre) } else { Vec::new() };
         if let Some(found) = least(plain).filter(|f| f.0 < WORTH * best.0) {
@@ -238,6 +245,7 @@ impl Subject {
         if done.shifted.is_some() {
             done.borders = self.borders(&reads, &best.1);
         }
+        done.change = best.1;
         Some(done)
     }
 
@@ -299,13 +307,6 @@ fn behind(module: &mut Module, node: usize, op: Op, what: &str, dims: &[usize], 
     let ty = TensorType::f32(Shape::fixed(dims));
     let constant = module.constant(Const::new(name, ty, &values));
     edit::insert_behind(module, node, op, constant);
-}
-
-fn index_of(module: &Module, v: ValueId) -> Option<usize> {
-    match module.values[v.0 as usize].def {
-        Def::Node(n) => Some(n),
-        _ => None,
-    }
 }
 
 /// A sum of two activations, element by element.

@@ -2,11 +2,13 @@
 //! and from activations to weights, exactly but for float rounding.
 //!
 //! Each transform has a file: [`smooth`] (SmoothQuant, SQ-b, RepQ), [`values`] (values of attention into the projection behind),
-//! [`balance`] (queries against keys), [`migrate`] (channels between convolutions). [`wanted`] says what calibration must see of the channels, [`run`] rewrites where the
+//! [`balance`] (queries against keys), [`migrate`] (channels between convolutions), [`depthwise`] (channels
+//! of streams that depthwise convolutions read). [`wanted`] says what calibration must see of the channels, [`run`] rewrites where the
 //! predicted error ([`noise`]) becomes smaller. They run in stage `shape`, before ranges are observed.
 
 mod balance;
 mod channels;
+mod depthwise;
 mod edit;
 mod flow;
 mod migrate;
@@ -116,6 +118,7 @@ struct Subjects {
     values: Vec<values::Subject>,
     balance: Vec<balance::Subject>,
     migrate: Vec<(migrate::Subject, migrate::Allowed)>,
+    depthwise: Vec<depthwise::Subject>,
 }
 
 impl Subjects {
@@ -132,7 +135,9 @@ impl Subjects {
             (allowed.migrate || allowed.shift).then_some((s, allowed))
         };
         let migrate = migrate::subjects(module).into_iter().filter_map(allowed).collect();
-        Subjects { smooth, values, balance, migrate }
+        let mut depthwise = depthwise::subjects(module);
+        depthwise.retain(|s| allows(Transform::Migrate, s.node(module)));
+        Subjects { smooth, values, balance, migrate, depthwise }
     }
 
     fn seen(&self, module: &Module) -> BTreeSet<ValueId> {
@@ -140,7 +145,8 @@ impl Subjects {
         let values = self.values.iter().map(|s| s.seen(module));
         let balance = self.balance.iter().flat_map(|s| s.seen(module));
         let migrate = self.migrate.iter().flat_map(|(s, _)| s.seen());
-        smooth.chain(values).chain(balance).chain(migrate).collect()
+        let depthwise = self.depthwise.iter().map(|s| s.seen());
+        smooth.chain(values).chain(balance).chain(migrate).chain(depthwise).collect()
     }
 }
 
@@ -194,13 +200,24 @@ pub fn run(
         note(&module, Transform::Balance, s.query, errors);
     }
     // last, for they put nodes between others
-    let mut borders = Vec::new();
+    let (mut borders, mut moved) = (Vec::new(), Vec::new());
     for (s, allowed) in &subjects.migrate {
         let Some(done) = s.apply(&mut module, channels, levels, *allowed) else { continue };
         let node = s.node(&module);
         note(&module, Transform::Migrate, node, done.migrated.map(|after| (done.before, after)));
         note(&module, Transform::Shift, node, done.shifted.map(|after| (done.migrated.unwrap_or(done.before), after)));
         borders.extend(done.borders);
+        moved.push((s, done.change));
+    }
+    for s in &subjects.depthwise {
+        let node = s.node(&module);
+        let errors = channels(s.seen()).and_then(|c| {
+            let levels = levels(&module, node);
+            let change = moved.iter().find(|(m, _)| m.holds(s.seen())).map(|(_, change)| change);
+            let now = change.map_or_else(|| c.clone(), |change| c.changed(change));
+            s.apply(&mut module, &now, levels)
+        });
+        note(&module, Transform::Migrate, s.node(&module), errors);
     }
     for border in &borders {
         let lost = || Diagnostic::new("internal", "a convolution lost its weights while its channels moved");
