@@ -9,6 +9,8 @@
 mod balance;
 mod channels;
 mod depthwise;
+#[cfg(test)]
+mod depthwise_tests;
 mod edit;
 mod flow;
 mod migrate;
