@@ -15,8 +15,11 @@ use super::sites::{Demand, Role, Site, Sites, demand, origins};
 /// What a scale may hold, as a multiple of the least that is read on it: of 32767 steps some 400 are left for the peak of that.
 const MOST: f32 = 64.0;
 
-/// The sites of a module, whose sums share scales as far as the ranges seen allow. The scales that a model came with are its own.
+/// The sites of a module, whose sums share scales as far as the ranges seen allow. A model that came quantized keeps the scales it has.
 pub(crate) fn of(module: &Module, calibration: &Calibration) -> Sites {
+    if super::is_quantized(module) {
+        return Sites::of(module);
+    }
     let mut sites = Sites::without_sums(module);
     for node in Sites::sums(module) {
         sites.index_of((node.result, Role::Wide));
