@@ -110,6 +110,12 @@ pub(crate) fn finest_norm_scale(channels: usize, epsilon: f64) -> f64 {
     channels as f64 * (epsilon / MOST_EPSILON).sqrt() * (1.0 + 1e-9)
 }
 
+/// The finest scale of what a LayerNorm yields, by its gamma and beta. Where that is less than a millionth of gamma, the rows have nothing
+/// that its epsilon does not swallow; finer steps would leave no room for gamma in 32 bits.
+pub(crate) fn finest_norm_result(gamma: f64, beta: f64) -> f64 {
+    (gamma * 2f64.powi(-20)).max(beta * 2f64.powi(-22))
+}
+
 /// Constants of `int.layernorm`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerNorm {
@@ -205,6 +211,13 @@ mod tests {
         let finest = finest_norm_scale(384, 1e-6);
         assert!(layernorm_constants(&gamma, &beta, 1e-6, finest, 1e-4).is_some());
         assert!(layernorm_constants(&gamma, &beta, 1e-6, 0.99 * finest, 1e-4).is_none());
+        for (g, b) in [(1.0, 0.0), (3.0, 40.0), (1e-3, 5.0), (200.0, 1e-6)] {
+            for channels in [2, 48, 768, 4096] {
+                let (gamma, beta, finest) = (vec![g; channels], vec![-b; channels], finest_norm_result(g, b));
+                let k = layernorm_constants(&gamma, &beta, 1e-6, 1e-3, finest).unwrap();
+                assert!(f64::from(k.gamma[0]).abs() >= 64.0 || b > g, "{k:?}");
+            }
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::sites::{self, Role, Site, Sites};
 use super::through::Through;
 use super::widths::{self, Width};
 use super::{Observer, QuantOptions};
-use crate::integerize::arith::finest_norm_scale;
+use crate::integerize::arith::{finest_norm_result, finest_norm_scale};
 
 /// The residual stream reaches this much beyond what calibration saw. Integer sums saturate, so an image beyond the
 /// range loses its tip and nothing else; a quarter is ample for that and costs two decibels of some seventy.
@@ -38,7 +38,8 @@ pub(crate) fn decide(
         let peaks = by_rows.get(&group).and_then(|c| Some((calibration.peaks_of(&c.read)?, c.columns)));
         match group_grid(module, &members, (calibration, &known), (Asked { few, peaks }, options)) {
             Ok(grid) => {
-                grids.insert(group, grid);
+                let quant = no_finer(grid.quant.clone(), finest_result(module, &members));
+                grids.insert(group, Grid { quant, ..grid });
             }
             Err(problem) => problems.push(problem),
         }
@@ -200,6 +201,17 @@ fn finest(module: &Module, members: &[Site]) -> f64 {
         _ => None,
     };
     module.nodes.iter().filter_map(scale).fold(0.0, f64::max)
+}
+
+/// The finest steps that the LayerNorms which yield these sites can give.
+fn finest_result(module: &Module, members: &[Site]) -> f64 {
+    let largest = |v: ValueId| {
+        let values = module.const_of(v)?.values::<f32>();
+        Some(values.iter().fold(0f64, |most, x| most.max(f64::from(x.abs()))))
+    };
+    let norms = members.iter().filter_map(|&(v, _)| module.node_of(v)).filter(|n| matches!(n.op, Op::LayerNorm { .. }));
+    let steps = norms.filter_map(|n| Some(finest_norm_result(largest(n.operands[1])?, largest(n.operands[2])?)));
+    steps.fold(0.0, f64::max)
 }
 
 fn no_finer(quant: Quant, scale: f64) -> Quant {

@@ -711,3 +711,23 @@ fn lowers(m: &Module) -> Module {
     vitc_ir::verify::verify(&lowered).unwrap();
     lowered
 }
+
+/// What dies on its way through a network that was not trained is below a LayerNorm's epsilon: its result is next to nothing, and has integer
+/// forms all the same.
+#[test]
+fn a_layernorm_of_next_to_nothing_has_an_integer_form() {
+    for small in [1e-5, 1e-7, 1e-9, 1e-12, 0.0] {
+        let mut b = Build::new(8);
+        let x = b.m.input("x", vitc_ir::TensorType::f32(batched(&[6, 8])));
+        let x = b.linear(x, 16);
+        let x = b.scale(x, small);
+        let (gamma, beta) = (b.weights(&[16], 1.0), b.values(&[16], &[0.0; 16]));
+        let x = b.op(Op::LayerNorm { epsilon: 1e-5.into(), centred: true }, &[x, gamma, beta]);
+        let y = b.linear(x, 4);
+        let cleaned = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
+        let m = crate::shape::run(&cleaned).unwrap();
+        let options = QuantOptions::default();
+        let q = run(&m, &calibrate(&m, &options), &options).unwrap();
+        crate::integerize::run(&q, &Default::default()).unwrap_or_else(|e| panic!("{small}: {e}"));
+    }
+}
