@@ -361,10 +361,14 @@ fn error(h: &Histogram, q: &Quant, (low, high): (i32, i32)) -> f64 {
     h.error(|x| scale * (((x / scale).round_ties_even() + zero).clamp(low.into(), high.into()) - zero))
 }
 
+/// The finest steps. What a network that was not trained lets die on its way gets that small, and between steps of such magnitudes and usual
+/// ones no multiplier has room.
+const FINEST: f64 = 1.0 / (1u64 << 40) as f64;
+
 /// One step for a range of zero: everything is zero and any scale will do.
 pub(crate) fn step(range: f64, levels: f64) -> f64 {
     let scale = range / levels;
-    if scale > 0.0 && scale.is_normal() { scale } else { 1.0 }
+    if scale > 0.0 && scale.is_finite() { scale.max(FINEST) } else { 1.0 }
 }
 
 pub(crate) fn symmetric(magnitude: f64, levels: f64) -> Quant {

@@ -716,13 +716,20 @@ fn lowers(m: &Module) -> Module {
 /// forms all the same.
 #[test]
 fn a_layernorm_of_next_to_nothing_has_an_integer_form() {
-    for small in [1e-5, 1e-7, 1e-9, 1e-12, 0.0] {
+    for small in [1e-5, 1e-7, 1e-9, 1e-12, 1e-35, 0.0] {
         let mut b = Build::new(8);
         let x = b.m.input("x", vitc_ir::TensorType::f32(batched(&[6, 8])));
         let x = b.linear(x, 16);
         let x = b.scale(x, small);
         let (gamma, beta) = (b.weights(&[16], 1.0), b.values(&[16], &[0.0; 16]));
         let x = b.op(Op::LayerNorm { epsilon: 1e-5.into(), centred: true }, &[x, gamma, beta]);
+        let mut x = b.linear(x, 16);
+        for _ in 0..4 {
+            let y = b.gelu(x);
+            let y = b.linear(y, 16);
+            let y = b.scale(y, 1e-4);
+            x = b.add(x, y);
+        }
         let y = b.linear(x, 4);
         let cleaned = clean::run(&b.done(y), &CleanOptions::default()).unwrap().module;
         let m = crate::shape::run(&cleaned).unwrap();

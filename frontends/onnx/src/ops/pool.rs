@@ -98,10 +98,11 @@ fn largest(call: &mut Call<'_, '_>) -> Fallible<()> {
         x = inner;
     }
     for (i, axis) in axes.into_iter().enumerate() {
-        let total = axis.results.checked_mul(axis.kernel).ok_or_else(|| invalid("too many elements"))?;
+        let places = (0..axis.results).map(|o| axis.inside(o).len()).max().unwrap_or(0);
+        let total = axis.results.checked_mul(places).ok_or_else(|| invalid("too many elements"))?;
         map::room(call, x, total)?;
         let mut best = None;
-        for k in 0..axis.kernel {
+        for k in 0..places {
             let place = |o: usize| {
                 let inside = axis.inside(o);
                 Some(axis.element(o, (inside.start + k).min(inside.end.checked_sub(1)?)))
@@ -152,7 +153,9 @@ pub(super) fn average_of(call: &mut Call<'_, '_>, x: ValueId) -> Fallible<ValueI
     if axes.len() > 2 {
         return average_by_axis(call, x, &axes, count_padding);
     }
-    if axes.iter().all(|a| a.results == 1 && a.kernel == a.size && a.pads == (0, 0)) {
+    // with ceil_mode the window may be as large as one likes
+    let whole = |a: &Axis| a.results == 1 && a.kernel >= a.size && a.dilation == 1 && a.pads == (0, 0);
+    if axes.iter().all(whole) {
         return call.push(Op::ReduceMean { axes: (2..axes.len() + 2).collect(), keep: true }, &[x]);
     }
     // Windows that reach beyond the padding, which ceil_mode allows, see zeros there.

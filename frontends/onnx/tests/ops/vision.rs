@@ -94,6 +94,12 @@ pub fn images() -> Vec<Case> {
 pub fn pools() -> Vec<Case> {
     let plane = |op, y: Flat| case(op, "x", (&[1, 1, 3, 3], seq(9)), y).attr(int_list("kernel_shape", &[2, 2]));
     let strided = |op, y| plane(op, y).attr(int_list("strides", &[2, 2]));
+    let endless = |op, y| {
+        let case = case(op, "x", (&[1, 1, 2, 4], seq(8)), (&[1, 1, 1, 1], vec![y]));
+        case.attr(int_list("kernel_shape", &[900, 900]))
+            .attr(int_list("strides", &[900, 900]))
+            .attr(int("ceil_mode", 1))
+    };
     vec![
         plane("MaxPool", (&[1, 1, 2, 2], vec![4., 5., 7., 8.])),
         strided("MaxPool", (&[1, 1, 2, 2], vec![4., 5., 7., 8.])).attr(int("ceil_mode", 1)),
@@ -108,6 +114,9 @@ pub fn pools() -> Vec<Case> {
             .attr(int_list("pads", &[1, 1, 0, 0]))
             .attr(int("count_include_pad", 1)),
         strided("AveragePool", (&[1, 1, 2, 2], vec![2.0, 3.5, 6.5, 8.0])).attr(int("ceil_mode", 1)),
+        // wider than the image, as transformers' EfficientNet has it: all of the image
+        endless("AveragePool", 3.5),
+        endless("MaxPool", 7.0),
         case("AveragePool", "x", (&[1, 1, 1, 2, 4], seq(8)), (&[1, 1, 1, 1, 2], vec![2.5, 4.5]))
             .attr(int_list("kernel_shape", &[1, 2, 2]))
             .attr(int_list("strides", &[1, 2, 2])),
