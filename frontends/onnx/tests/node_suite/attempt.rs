@@ -17,6 +17,7 @@ use crate::suite::{Case, numbers};
 const CONSTANTS: &[(&str, &[usize])] = &[
     ("Clip", &[1, 2]),
     ("Dropout", &[1, 2]),
+    ("OneHot", &[0, 1, 2]),
     ("Pad", &[2]),
     ("Range", &[0, 1, 2]),
     ("Resize", &[1, 2]),

@@ -19,7 +19,7 @@ it. Made by `frontends/onnx/tests/node_suite`; `BLESS=1 cargo test -p vitc-onnx 
 Every case is imported and evaluated in float, and its results are compared (1e-3 relative, 1e-5 absolute). The compiler works with
 fixed shapes, so what it must know at import is made an initializer with the value of the test data: every operand that is not
 float (shapes, axes, indices, masks) or is empty, and the float ones that are parameters (bounds of Clip, value of Pad, scales and region of
-Resize, ends of Range, both sides of ScatterND). `float16`, `bfloat16` and `float64` are read as `float32`. *computed* counts cases with a result computed from float
+Resize, ends of Range, both sides of ScatterND, all of OneHot). `float16`, `bfloat16` and `float64` are read as `float32`. *computed* counts cases with a result computed from float
 inputs, *folded* those that import evaluates to a constant, as it does with the exporter's shape arithmetic (integers and
 booleans come out through a cast to `float32`). A case that is *refused* is refused with a reason before anything runs.
 ";
