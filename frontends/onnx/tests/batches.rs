@@ -150,7 +150,7 @@ fn slices_of_a_batch_are_assigned() {
     for batch in [D::Named("n"), D::Is(2)] {
         for (rows, columns) in [([0, 3], [0, 4]), ([1, 3], [0, 4]), ([1, 2], [1, 3]), ([0, 2], [3, 4])] {
             let options = Options { batch: vitc_onnx::BatchMode::AsIs, ..Options::default() };
-            let module = import_bytes(model(batch.clone(), rows, columns).bytes(), None, &options);
+            let module = import_bytes(model(batch, rows, columns).bytes(), None, &options);
             let module = module.unwrap_or_else(|e| panic!("{e}"));
             let values: Vec<f32> = (1..=24).map(|v| v as f32).collect();
             let within = |i: usize| {
@@ -162,4 +162,25 @@ fn slices_of_a_batch_are_assigned() {
             assert_eq!(y[0].as_f32().unwrap(), expected, "{rows:?} {columns:?}");
         }
     }
+}
+
+/// An index that names image 0 means that image alone, unless the model has no other.
+#[test]
+fn one_image_of_a_batch_cannot_be_assigned() {
+    let model = |batch: D| {
+        Build::new(17)
+            .input("x", &[batch, D::Is(2)])
+            .ints("index", &[1, 1, 2], &[0, 1])
+            .ints("column", &[1], &[1])
+            .node("Gather", &["x", "column"], &["new"], vec![int("axis", 1)])
+            .node("Neg", &["new"], &["r"], vec![])
+            .node("ScatterND", &["x", "index", "r"], &["y"], vec![])
+            .output("y")
+    };
+    let refused = import_bytes(model(D::Named("n")).bytes(), None, &Options::default()).unwrap_err();
+    assert!(refused.to_string().contains("of the batch"), "{refused}");
+    let module = import_bytes(model(D::Is(1)).bytes(), None, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let x = Tensor { shape: vec![2, 2], data: Data::F32(vec![1.0, 2.0, 3.0, 4.0]) };
+    let y = eval::run(&module, &[x]).map(|y| y[0].as_f32().map(<[f32]>::to_vec));
+    assert_eq!(y.unwrap(), Some(vec![1.0, -2.0, 3.0, -4.0]));
 }

@@ -41,7 +41,10 @@ impl Axis {
 
     /// Whether patches lie side by side and make up the image.
     fn tiles(self) -> bool {
-        self.stride == self.kernel && self.dilation == 1 && self.padded == self.image && self.image % self.kernel == 0
+        self.stride == self.kernel
+            && self.dilation == 1
+            && self.padded == self.image
+            && self.image.is_multiple_of(self.kernel)
     }
 
     /// Places of one residue.

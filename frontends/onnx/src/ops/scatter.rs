@@ -199,13 +199,20 @@ fn assign(call: &mut Call<'_, '_>) -> Fallible<()> {
         return Err(unsupported("updates that join what is computed"));
     }
     let shape = call.shape(0)?;
-    let index = match call.slot(1)?.counted {
+    let counted = call.slot(1)?.counted;
+    // of a batch that is made free, image 0 stands for every image
+    let own_image = counted.is_some() || call.importer.rebatch;
+    let index = match counted {
         Some(counted) => counted.of_own_image().ok_or_else(|| unsupported("updates of other images of the batch"))?,
         None => Known::clone(&*call.content(1, "the index")?),
     };
     let sizes: Vec<usize> = shape.0.iter().map(|d| d.size).collect();
     let beyond = || unsupported("updates of computed elements that are no box").help("assign to slices of step 1");
     let starts = starts(&index, &sizes).ok_or_else(beyond)?;
+    let of_batch = shape.0.iter().take(starts.len()).enumerate().filter(|(_, d)| d.batch);
+    if of_batch.into_iter().any(|(i, d)| !own_image || i > 0 || d.size != 1) {
+        return Err(unsupported("updates of some images of the batch"));
+    }
     let extents: Vec<usize> = index.dims.iter().take(starts.len()).copied().collect();
     let mut part = call.tensor(2)?;
     let mut expected = shape.clone();
