@@ -128,19 +128,20 @@ pub(crate) fn scales_channels(module: &Module, node: &Node) -> bool {
                 .is_some_and(|n| n.op == (Op::HardSwish {}) || shifts_channels(module, n)))
 }
 
+/// Whether a node adds integers of 16 bits: no part of a table, and no bias that joins the scores of attention.
+fn is_wide_sum(module: &Module, node: &Node) -> bool {
+    matches!(node.op, Op::Add {} | Op::Sub {})
+        && chain_source(module, node.result).is_none()
+        && !only_biases_scores(module, node.result)
+}
+
 /// Whether a value of a float model has 16 bits: a sum of two activations, or a LayerNorm that is added to something.
 pub(crate) fn is_stream(module: &Module, v: ValueId) -> bool {
     let sum = |v: ValueId| {
-        module.node_of(v).is_some_and(|n| {
-            matches!(n.op, Op::Add {} | Op::Sub {})
-                && n.operands.iter().all(|&o| module.const_of(o).is_none())
-                && chain_source(module, n.result).is_none()
-        })
+        let computed = |n: &Node| n.operands.iter().all(|&o| module.const_of(o).is_none());
+        module.node_of(v).is_some_and(|n| is_wide_sum(module, n) && computed(n))
     };
-    let is_added = |v: ValueId| {
-        let mut sums = module.nodes.iter().filter(|n| matches!(n.op, Op::Add {} | Op::Sub {}));
-        sums.any(|n| sum(n.result) && n.operands.contains(&v))
-    };
+    let is_added = |v: ValueId| module.nodes.iter().any(|n| n.operands.contains(&v) && sum(n.result));
     let norm = |v: ValueId| module.node_of(v).is_some_and(|n| matches!(n.op, Op::LayerNorm { .. }));
     !super::is_quantized(module)
         && origins(module, v).into_iter().all(|o| sum(o) || norm(o) && (is_added(o) || is_added(v)))
@@ -349,12 +350,7 @@ impl Sites {
 
     /// The sums whose operands and result are sites.
     pub(super) fn sums(module: &Module) -> impl Iterator<Item = &Node> {
-        let integer = |n: &&Node| {
-            matches!(n.op, Op::Add {} | Op::Sub {})
-                && chain_source(module, n.result).is_none()
-                && !only_biases_scores(module, n.result)
-        };
-        module.nodes.iter().filter(integer)
+        module.nodes.iter().filter(|n| is_wide_sum(module, n))
     }
 
     /// The sites of a module, of which sums and what they add may have scales of their own.

@@ -5,7 +5,7 @@
 //! A residual stream has other readers and cannot be scaled; but what goes from its 16 bits to the bytes of the convolution is requantized
 //! anyway, and a `mul` before it becomes that requantize's multipliers, one for each channel.
 
-use vitc_ir::{Const, Module, Op, Shape, TensorType, ValueId};
+use vitc_ir::{Module, Op, ValueId};
 
 use super::channels::Channels;
 use super::edit::{self, Filters};
@@ -63,10 +63,8 @@ impl Subject {
         }
         filters.take_input(&change.factor, &change.centre);
         filters.store(module);
-        let name = format!("{}.factor", module.nodes[node].loc.as_deref().unwrap_or("channels"));
         let factor: Vec<f32> = change.factor.iter().map(|f| (1.0 / f) as f32).collect();
-        let ty = TensorType::f32(Shape::fixed(&[factor.len()]));
-        let constant = module.constant(Const::new(name, ty, &factor));
+        let constant = edit::constant_at(module, node, "factor", &[factor.len()], &factor);
         edit::insert_before(module, node, Op::Mul {}, constant);
         Some((before, after))
     }

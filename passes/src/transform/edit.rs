@@ -233,6 +233,36 @@ impl Axis {
     }
 }
 
+/// Gamma and beta of a LayerNorm.
+pub(crate) struct Norm {
+    node: usize,
+    gamma: Vec<f64>,
+    beta: Vec<f64>,
+}
+
+impl Norm {
+    /// A LayerNorm whose gamma and beta are constant.
+    pub(crate) fn of(module: &Module, node: usize) -> Option<Norm> {
+        let channels = module.ty(module.nodes[node].result).shape.last_fixed()?;
+        let [gamma, beta] = [1, 2].map(|i| floats(module, module.nodes[node].operands[i], channels));
+        Some(Norm { node, gamma: gamma?, beta: beta? })
+    }
+
+    /// Makes every output `(y - centre) / factor`.
+    pub(crate) fn give_output(self, module: &mut Module, factor: &[f64], centre: &[f64]) {
+        let gamma = self.gamma.iter().zip(factor).map(|(g, f)| g / f);
+        replace(module, self.node, 1, &[factor.len()], gamma);
+        let beta = self.beta.iter().zip(centre).zip(factor).map(|((b, c), f)| (b - c) / f);
+        replace(module, self.node, 2, &[factor.len()], beta);
+    }
+}
+
+/// A new constant for a node, named after it.
+pub(crate) fn constant_at(module: &mut Module, node: usize, what: &str, dims: &[usize], values: &[f32]) -> ValueId {
+    let name = format!("{}.{what}", module.nodes[node].loc.as_deref().unwrap_or("channels"));
+    module.constant(Const::new(name, TensorType::f32(Shape::fixed(dims)), values))
+}
+
 /// Puts a node behind another one: all that read its result read the new node's.
 pub(crate) fn insert_behind(module: &mut Module, node: usize, op: Op, constant: ValueId) -> ValueId {
     let (from, loc) = (module.nodes[node].result, module.nodes[node].loc.clone());

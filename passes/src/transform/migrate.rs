@@ -22,10 +22,10 @@
 
 use std::collections::BTreeSet;
 
-use vitc_ir::{Const, Def, Elem, Module, Node, Op, Shape, TensorType, ValueId};
+use vitc_ir::{Def, Elem, Module, Node, Op, ValueId};
 
 use super::channels::Channels;
-use super::edit::{self, Filters, Product, index_of};
+use super::edit::{self, Filters, Norm, Product, index_of};
 use super::flow;
 use super::noise::{self, Change, Levels};
 use super::smooth::factors;
@@ -286,7 +286,7 @@ impl Subject {
             weights.store(module);
         }
         for norm in &self.norms {
-            Norm::of(module, index_of(module, *norm)?)?.give_output(module, change);
+            Norm::of(module, index_of(module, *norm)?)?.give_output(module, &change.factor, &change.centre);
         }
         let Some(curve) = self.curve else { return Some(()) };
         let mut node = index_of(module, curve)?;
@@ -303,9 +303,7 @@ impl Subject {
 
 /// Puts an op with a constant of these dimensions behind a node.
 fn behind(module: &mut Module, node: usize, op: Op, what: &str, dims: &[usize], values: Vec<f32>) {
-    let name = format!("{}.{what}", module.nodes[node].loc.as_deref().unwrap_or("channels"));
-    let ty = TensorType::f32(Shape::fixed(dims));
-    let constant = module.constant(Const::new(name, ty, &values));
+    let constant = edit::constant_at(module, node, what, dims, &values);
     edit::insert_behind(module, node, op, constant);
 }
 
@@ -325,30 +323,6 @@ fn keeps_channels(module: &Module, node: &Node) -> bool {
         Op::Transpose { perm } => perm.last() == Some(&last),
         Op::Slice { axis, .. } | Op::Gather { axis, .. } => *axis != last,
         _ => false,
-    }
-}
-
-/// Gamma and beta of a LayerNorm.
-struct Norm {
-    node: usize,
-    gamma: Vec<f64>,
-    beta: Vec<f64>,
-}
-
-impl Norm {
-    fn of(module: &Module, node: usize) -> Option<Norm> {
-        let channels = module.ty(module.nodes[node].result).shape.last_fixed()?;
-        let [gamma, beta] = [1, 2].map(|i| edit::floats(module, module.nodes[node].operands[i], channels));
-        Some(Norm { node, gamma: gamma?, beta: beta? })
-    }
-
-    /// Makes every output `(y - centre) / factor`.
-    fn give_output(self, module: &mut Module, change: &Change) {
-        let Change { factor, centre } = change;
-        let gamma = self.gamma.iter().zip(factor).map(|(g, f)| g / f);
-        edit::replace(module, self.node, 1, &[factor.len()], gamma);
-        let beta = self.beta.iter().zip(centre).zip(factor).map(|((b, c), f)| (b - c) / f);
-        edit::replace(module, self.node, 2, &[factor.len()], beta);
     }
 }
 

@@ -8,7 +8,7 @@
 use vitc_ir::{Module, Op, ValueId};
 
 use super::channels::Channels;
-use super::edit::{self, Product};
+use super::edit::{Norm, Product};
 use super::flow::{self, Reader};
 use super::noise::{self, Change, Levels};
 
@@ -67,9 +67,7 @@ impl Subject {
         levels: Levels,
     ) -> Option<(f64, f64)> {
         let channels = seen.min.len();
-        let node = &module.nodes[self.node];
-        let gamma = edit::floats(module, node.operands[1], channels)?;
-        let beta = edit::floats(module, node.operands[2], channels)?;
+        let norm = Norm::of(module, self.node)?;
         let mut products: Vec<Product> =
             self.readers.iter().map(|r| Product::of(module, r.node)).collect::<Option<_>>()?;
         let maps = || self.readers.iter().map(|r| r.channel.as_slice());
@@ -86,10 +84,7 @@ impl Subject {
                 product.scale_row(k, change.factor[c]);
             }
         }
-        let Change { factor, centre } = change;
-        edit::replace(module, self.node, 1, &[channels], gamma.iter().zip(&factor).map(|(g, f)| g / f));
-        let beta = beta.iter().zip(&centre).zip(&factor).map(|((b, c), f)| (b - c) / f);
-        edit::replace(module, self.node, 2, &[channels], beta);
+        norm.give_output(module, &change.factor, &change.centre);
         products.into_iter().for_each(|p| p.store(module));
         Some((before, after))
     }

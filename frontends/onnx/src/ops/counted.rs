@@ -7,9 +7,10 @@ use std::rc::Rc;
 use vitc_ir::{Dim, Op, Shape};
 
 use super::arithmetic;
+use super::layout::spread;
 use crate::call::Call;
 use crate::import::{Repeated, Slot};
-use crate::known::{Kind, Known, Linear, broadcast_strides, count};
+use crate::known::{Kind, Known, Linear, count};
 use crate::problem::{Fallible, Problem, unsupported};
 
 /// Numbers of each image `n`: the batch of an element, which counts images here, times `n`, and its constant. Dimension `axis`,
@@ -59,13 +60,6 @@ impl Counted {
 fn give(call: &mut Call<'_, '_>, content: Known, axis: usize) {
     let counted = Counted { content: Rc::new(content), axis };
     call.give(Slot { counted: Some(counted), ..Slot::default() });
-}
-
-/// One image's content of a shape that it broadcasts to.
-fn spread(call: &mut Call<'_, '_>, content: &Known, shape: &Shape) -> Fallible<Known> {
-    let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
-    let steps: Vec<i64> = broadcast_strides(&content.dims, &dims).into_iter().map(|s| s as i64).collect();
-    super::layout::moved(call, content, dims, &steps, 0)
 }
 
 fn beyond() -> Problem {

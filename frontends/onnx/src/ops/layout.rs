@@ -36,6 +36,13 @@ pub(super) fn moved(
     Ok(Known { kind: x.kind, dims, data })
 }
 
+/// Known content as one image has it of a shape that it broadcasts to.
+pub(super) fn spread(call: &mut Call<'_, '_>, x: &Known, shape: &Shape) -> Fallible<Known> {
+    let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
+    let steps: Vec<i64> = broadcast_strides(&x.dims, &dims).into_iter().map(|s| s as i64).collect();
+    moved(call, x, dims, &steps, 0)
+}
+
 /// Operand 0 with another shape of as many elements.
 fn reshape_to(call: &mut Call<'_, '_>, shape: Shape) -> Fallible<()> {
     call.importer.check_shape(&shape)?;
@@ -172,18 +179,14 @@ fn expand(call: &mut Call<'_, '_>) -> Fallible<()> {
     if let (Some(x), Some(dims)) = (call.known(0)?, shape.as_fixed()) {
         let small = count(&dims).is_some_and(|c| c <= SMALL);
         if small || !x.kind.is_float() {
-            let steps: Vec<i64> = broadcast_strides(&x.dims, &dims).into_iter().map(|s| s as i64).collect();
-            let result = moved(call, &x, dims, &steps, 0)?;
+            let result = spread(call, &x, &shape)?;
             call.give_known(result);
             return Ok(());
         }
     }
     let stays_known = |x: &Known| !x.kind.is_float() || (x.data.len() == 1 && shape.as_fixed().is_none());
     if let Some(x) = call.known_or_repeated(0, SMALL)?.filter(|x| stays_known(x)) {
-        // one element stands for those of all images
-        let dims: Vec<usize> = shape.0.iter().map(|d| if d.batch { 1 } else { d.size }).collect();
-        let steps: Vec<i64> = broadcast_strides(&x.dims, &dims).into_iter().map(|s| s as i64).collect();
-        let result = moved(call, &x, dims, &steps, 0)?;
+        let result = spread(call, &x, &shape)?;
         call.give_repeated(result, shape);
         return Ok(());
     }

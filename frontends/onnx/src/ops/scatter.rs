@@ -209,8 +209,8 @@ fn assign(call: &mut Call<'_, '_>) -> Fallible<()> {
     let sizes: Vec<usize> = shape.0.iter().map(|d| d.size).collect();
     let beyond = || unsupported("updates of computed elements that are no box").help("assign to slices of step 1");
     let starts = starts(&index, &sizes).ok_or_else(beyond)?;
-    let of_batch = shape.0.iter().take(starts.len()).enumerate().filter(|(_, d)| d.batch);
-    if of_batch.into_iter().any(|(i, d)| !own_image || i > 0 || d.size != 1) {
+    let mut of_batch = shape.0.iter().take(starts.len()).enumerate().filter(|(_, d)| d.batch);
+    if of_batch.any(|(i, d)| !own_image || i > 0 || d.size != 1) {
         return Err(unsupported("updates of some images of the batch"));
     }
     let extents: Vec<usize> = index.dims.iter().take(starts.len()).copied().collect();
